@@ -1,0 +1,113 @@
+/** Interfaces only: all that workflows see of the activities. Inputs and results are references, never data. */
+import type { ArtifactRef } from '../schemas/artifact.ts';
+import type { Checkpoint } from '../schemas/checkpoint.ts';
+import type { NodeKind } from '../schemas/plan.ts';
+
+/** A node of a stored plan. The activity loads parameters itself, by `plan` (blob hash) and `arm`. */
+export interface NodeRef {
+  plan: string;
+  arm: string;
+  id: string;
+  kind: NodeKind;
+  key: string;
+}
+
+/** What the arm workflow needs of a node: order, not parameters. */
+export interface NodeSkeleton extends NodeRef {
+  inputs: string[];
+}
+
+export interface NodeOutcome {
+  id: string;
+  key: string;
+  status: 'done' | 'failed' | 'cancelled' | 'skipped' | 'gate_failed';
+  artifact?: ArtifactRef;
+  reused?: boolean;
+  error?: { code: string; message: string };
+}
+
+/** A prepared fan-out: `request` is a blob of rollout specs, split into `batches` activities. */
+export interface RolloutRequest {
+  request: string;
+  trajectories: number;
+  batches: number;
+}
+
+/** Sealed shard of trajectories: a Parquet blob and what the next decision needs of it. */
+export interface RolloutShard {
+  blob: string;
+  trajectories: number;
+  failed: number;
+}
+
+/** Queue `exp-cpu`. */
+export interface CpuActivities {
+  loadSkeleton(input: { plan: string; arm: string }): Promise<NodeSkeleton[]>;
+  listArms(input: { plan: string }): Promise<{ arms: string[] }>;
+  requestNode(input: { node: NodeRef; subscriber: string }): Promise<void>;
+  leaveNode(input: { key: string; subscriber: string }): Promise<void>;
+  findArtifact(node: NodeRef): Promise<ArtifactRef | null>;
+  corpus(node: NodeRef): Promise<ArtifactRef>;
+  buildIndex(node: NodeRef): Promise<ArtifactRef>;
+  tasks(node: NodeRef): Promise<ArtifactRef>;
+  demonstrations(node: NodeRef): Promise<ArtifactRef>;
+  /** Write the rollout specs of a profile, a benchmark, or one rl step. Deterministic: same input, same blob. */
+  prepareRollouts(input: { node: NodeRef; step: number; checkpoint: Checkpoint }): Promise<RolloutRequest>;
+  publishProfile(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
+  publishBenchmark(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
+  report(node: NodeRef): Promise<ArtifactRef>;
+  /** Weights a node samples from or starts training with. */
+  resolveCheckpoint(node: NodeRef): Promise<Checkpoint>;
+  trackRunStarted(input: { run: string; plan: string }): Promise<void>;
+  trackNode(input: { run: string; plan: string; arm: string; outcome: NodeOutcome }): Promise<void>;
+  trackArm(input: { run: string; arm: string; status: string }): Promise<void>;
+  finishRun(input: { run: string; status: string }): Promise<void>;
+  nodeStarted(node: NodeRef): Promise<void>;
+  nodeEnded(input: { node: NodeRef; status: NodeOutcome['status']; detail: string }): Promise<void>;
+}
+
+/** Queue `exp-rollout`. */
+export interface RolloutActivities {
+  /** Take the engine for a checkpoint; waits its turn. */
+  acquireEngine(input: { checkpoint: Checkpoint; holder: string }): Promise<{ epoch: number }>;
+  releaseEngine(input: { holder: string }): Promise<void>;
+  rolloutBatch(input: {
+    node: NodeRef;
+    step: number;
+    request: string;
+    batch: number;
+    checkpoint: Checkpoint;
+    holder: string;
+  }): Promise<RolloutShard>;
+}
+
+/** Trainer of a stage, as published by `holdTrainer`. */
+export interface TrainerHold {
+  taskQueue: string;
+  epoch: number;
+}
+
+/** Queue `exp-gpu`. */
+export interface GpuActivities {
+  /** Keep a trainer process alive for a stage and signal `trainerHeld` to the workflow; ends when cancelled. */
+  holdTrainer(input: { node: NodeRef; workflowId: string }): Promise<void>;
+}
+
+/** Queue `exp-gpu@<host>`, where the process lives. */
+export interface TrainerActivities {
+  /** Load the last checkpoint and replay the batches recorded since; returns the step reached. */
+  openTrainer(input: { node: NodeRef; epoch: number }): Promise<{ step: number; checkpoint: Checkpoint }>;
+  /** One optimizer step; idempotent by (stage key, step). */
+  trainStep(input: { node: NodeRef; epoch: number; step: number }): Promise<{ checkpoint: Checkpoint }>;
+  publishStage(input: { node: NodeRef; epoch: number; step: number; reason: string }): Promise<ArtifactRef>;
+  closeTrainer(input: { node: NodeRef; epoch: number }): Promise<void>;
+}
+
+/** Queue `exp-cpu`: what an rl or sft stage does between steps. */
+export interface StageActivities {
+  /** Write every SFT batch to the step ledger; returns how many steps there are. */
+  planSft(node: NodeRef): Promise<{ steps: number }>;
+  /** Score, filter, compute advantages over the whole batch, and record the step's batch in the ledger. */
+  planRlStep(input: { node: NodeRef; step: number; shards: RolloutShard[]; checkpoint: Checkpoint }): Promise<{ usable: boolean }>;
+  stagePlan(node: NodeRef): Promise<{ steps: number }>;
+}

@@ -1,0 +1,51 @@
+import { type Static, Type } from 'typebox';
+import { ContentHash } from './artifact.ts';
+
+export const NODE_KINDS = [
+  'corpus', 'index', 'tasks', 'trajectories', 'profile', 'sft', 'rl', 'benchmark', 'report',
+] as const;
+export const NodeKind = Type.Union(NODE_KINDS.map((kind) => Type.Literal(kind)));
+export type NodeKind = (typeof NODE_KINDS)[number];
+
+/** A vertex of the plan. `kind` decides which activity runs it; `parameters` is what its key was made from. */
+export const PlanNode = Type.Object(
+  {
+    id: Type.String({ description: 'corpus, index, tasks, cold_start.trajectories, cold_start, stage1.profile, held_out.base …' }),
+    kind: NodeKind,
+    kind_version: Type.Integer({ minimum: 1 }),
+    key: ContentHash,
+    /** Ids of the nodes whose artifacts this one reads. */
+    inputs: Type.Array(Type.String()),
+    /** Everything that decides the result. */
+    parameters: Type.Record(Type.String(), Type.Unknown()),
+    /** Files read directly, by content. */
+    files: Type.Array(Type.Object({ path: Type.String(), sha256: ContentHash })),
+    seed: Type.Union([Type.Integer(), Type.Null()], { description: 'Only stochastic kinds have one.' }),
+    /** What may change without changing the result: absolute paths, retries, resources. Not in the key. */
+    unkeyed: Type.Record(Type.String(), Type.Unknown()),
+  },
+  { additionalProperties: false },
+);
+export type PlanNode = Static<typeof PlanNode>;
+
+export const PlanArm = Type.Object(
+  { name: Type.String(), seed: Type.Integer(), nodes: Type.Array(PlanNode) },
+  { additionalProperties: false },
+);
+export type PlanArm = Static<typeof PlanArm>;
+
+export const Plan = Type.Object(
+  {
+    api_version: Type.Literal('exp/v1'),
+    run_key: ContentHash,
+    name: Type.String(),
+    profile: Type.String(),
+    spec_path: Type.String(),
+    /** The resolved spec, as frozen for this plan. */
+    spec: Type.Record(Type.String(), Type.Unknown()),
+    tracking: Type.Object({ mlflow_experiment: Type.String() }),
+    arms: Type.Array(PlanArm),
+  },
+  { additionalProperties: false },
+);
+export type Plan = Static<typeof Plan>;

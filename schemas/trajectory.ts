@@ -1,0 +1,74 @@
+import { type Static, Type } from 'typebox';
+
+/** Why a trajectory ended. Limits name themselves; `failed` has a failure_class. */
+export const Termination = Type.Union(
+  ['answer', 'max_turns', 'context', 'cutoff', 'failed'].map((name) => Type.Literal(name)),
+);
+export type Termination = 'answer' | 'max_turns' | 'context' | 'cutoff' | 'failed';
+export type FailureClass = 'tool' | 'judge' | 'engine' | 'network' | 'budget';
+
+/** Half-open range [start, end) of token_ids. Prompt and observation tokens have mask 0, action tokens mask 1. */
+export const Span = Type.Object(
+  {
+    turn: Type.Integer(),
+    kind: Type.Union([Type.Literal('prompt'), Type.Literal('action'), Type.Literal('observation')]),
+    start: Type.Integer(),
+    end: Type.Integer(),
+    /** Tool called in an action, or that produced an observation; 'answer' for an answer turn; null when malformed. */
+    tool: Type.Union([Type.String(), Type.Null()]),
+    status: Type.Union([Type.Literal('ok'), Type.Literal('malformed'), Type.Literal('tool_error'), Type.Literal('forced')]),
+    latency_ms: Type.Number(),
+    cached: Type.Boolean(),
+    /** Checkpoint digest that sampled the action; '' elsewhere. */
+    weight_version: Type.String(),
+  },
+  { additionalProperties: false },
+);
+export type Span = Static<typeof Span>;
+
+export const Message = Type.Object({ role: Type.String(), content: Type.String() }, { additionalProperties: false });
+export type Message = Static<typeof Message>;
+
+export const Sampling = Type.Object(
+  {
+    temperature: Type.Number({ minimum: 0 }),
+    top_p: Type.Number({ exclusiveMinimum: 0, maximum: 1 }),
+    seed: Type.Integer(),
+  },
+  { additionalProperties: false },
+);
+export type Sampling = Static<typeof Sampling>;
+
+/** The canonical trajectory; one Parquet row (zstd). All arrays over tokens have the length of token_ids. */
+export const Trajectory = Type.Object(
+  {
+    trajectory_id: Type.String(),
+    task_id: Type.String(),
+    group_id: Type.String(),
+    sample: Type.Integer(),
+    branch: Type.Integer(),
+    checkpoint: Type.String(),
+    sampling: Sampling,
+    token_ids: Type.Array(Type.Integer()),
+    mask: Type.Array(Type.Integer({ minimum: 0, maximum: 1 })),
+    /** Behaviour logprobs in nats, after temperature; 0 where mask is 0. */
+    logprobs: Type.Array(Type.Number()),
+    spans: Type.Array(Span),
+    reward: Type.Object({ outcome: Type.Number(), turns: Type.Array(Type.Union([Type.Number(), Type.Null()])) }),
+    score: Type.Object({
+      exact_match: Type.Number(),
+      f1: Type.Number(),
+      format_valid: Type.Boolean(),
+      answer_in_observation: Type.Boolean(),
+    }),
+    /** One per token; empty until advantages are computed. */
+    advantages: Type.Array(Type.Number()),
+    termination: Termination,
+    failure_class: Type.Union([Type.String(), Type.Null()]),
+    answer: Type.Union([Type.String(), Type.Null()]),
+    /** For display only; never tokenised again. */
+    messages: Type.Array(Message),
+  },
+  { additionalProperties: false },
+);
+export type Trajectory = Static<typeof Trajectory>;

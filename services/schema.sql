@@ -1,0 +1,124 @@
+-- Everything exp keeps in PostgreSQL. Applied by `exp up` and by each worker at start, under an advisory lock.
+
+-- Pages: stored once by content hash.
+create table if not exists pages (
+  hash text primary key,
+  title text not null,
+  text text compression lz4 not null,
+  facts jsonb
+);
+create table if not exists corpus_pages (
+  corpus_key text not null,
+  url text not null,
+  hash text not null references pages (hash),
+  source text not null,
+  primary key (corpus_key, url)
+);
+
+-- Index ingest: one row per shard of chunks that is durable in Milvus.
+create table if not exists index_shards (
+  index_key text not null,
+  shard integer not null,
+  chunks integer not null,
+  sealed_at timestamptz not null default now(),
+  primary key (index_key, shard)
+);
+
+-- Runs. At most one active run per key.
+create table if not exists runs (
+  id text primary key,
+  run_key text not null,
+  name text not null,
+  profile text not null,
+  plan_blob text not null,
+  status text not null default 'running', -- running | done | failed | cancelled | gate_failed
+  created_at timestamptz not null default now(),
+  ended_at timestamptz,
+  mlflow_url text
+);
+create unique index if not exists runs_one_active on runs (run_key) where status = 'running';
+
+-- Artifacts: first complete publication of a (key, generation) wins.
+create table if not exists artifacts (
+  key text not null,
+  generation integer not null,
+  kind text not null,
+  digest text not null,
+  manifest_blob text not null,
+  created_at timestamptz not null default now(),
+  primary key (key, generation)
+);
+
+-- What a node is doing, for `exp status` and `exp watch`.
+create table if not exists node_progress (
+  key text primary key,
+  kind text not null,
+  status text not null,
+  attempts integer not null default 0,
+  done bigint not null default 0,
+  total bigint not null default 0,
+  detail text not null default '',
+  started_at timestamptz,
+  ended_at timestamptz,
+  updated_at timestamptz not null default now()
+);
+
+-- Metrics of a node, first write wins so that a retry repeats the same point.
+create table if not exists node_metrics (
+  key text not null,
+  name text not null,
+  step integer not null,
+  value double precision not null,
+  timestamp_ms bigint not null,
+  primary key (key, name, step)
+);
+
+-- Turn journal: one row per finished turn; dropped once the shard is sealed.
+create table if not exists turns (
+  trajectory_id text not null,
+  turn integer not null,
+  record jsonb not null,
+  created_at timestamptz not null default now(),
+  primary key (trajectory_id, turn)
+);
+
+-- Step ledger: one row per optimizer step of a stage.
+create table if not exists steps (
+  stage_key text not null,
+  step integer not null,
+  batch_blob text not null,
+  checkpoint_before text not null,
+  status text not null, -- planned | done
+  adapter_blob text,
+  result jsonb,
+  primary key (stage_key, step)
+);
+
+-- Fenced leases on engines and trainers: the epoch only rises.
+create table if not exists leases (
+  resource text primary key,
+  epoch bigint not null default 0,
+  holder text,
+  state jsonb not null default '{}',
+  expires_at timestamptz not null default now()
+);
+
+-- Probe logprobs as first served for a checkpoint.
+create table if not exists probes (
+  checkpoint_digest text not null,
+  engine_build text not null,
+  logprobs double precision[] not null,
+  primary key (checkpoint_digest, engine_build)
+);
+
+-- Outbox to MLflow: exact payloads, sent in order per run; a resend writes the same rows.
+create table if not exists outbox (
+  id bigserial primary key,
+  dedup text not null unique,
+  run_id text not null,
+  payload jsonb not null,
+  created_at timestamptz not null default now(),
+  sent_at timestamptz,
+  error text
+);
+create index if not exists outbox_unsent on outbox (id) where sent_at is null;
