@@ -49,6 +49,18 @@ create table if not exists artifacts (
   primary key (key, generation)
 );
 
+-- Artifacts that no longer verified (a dropped collection, changed pages): kept for lineage, never reused.
+create table if not exists retired_artifacts (
+  key text not null,
+  generation integer not null,
+  kind text not null,
+  digest text not null,
+  manifest_blob text not null,
+  reason text not null,
+  retired_at timestamptz not null default now(),
+  primary key (key, generation)
+);
+
 -- What a node is doing, for `exp status` and `exp watch`.
 create table if not exists node_progress (
   key text primary key,
