@@ -52,7 +52,7 @@ export interface CpuActivities {
   tasks(node: NodeRef): Promise<ArtifactRef>;
   demonstrations(node: NodeRef): Promise<ArtifactRef>;
   /** Write the rollout specs of a profile, a benchmark, or one rl step. Deterministic: same input, same blob. */
-  prepareRollouts(input: { node: NodeRef; step: number; checkpoint: Checkpoint }): Promise<RolloutRequest>;
+  prepareRollouts(input: { node: NodeRef; step: number; round: number; checkpoint: Checkpoint }): Promise<RolloutRequest>;
   publishProfile(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   publishBenchmark(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   report(node: NodeRef): Promise<ArtifactRef>;
@@ -108,6 +108,13 @@ export interface StageActivities {
   /** Write every SFT batch to the step ledger; returns how many steps there are. */
   planSft(node: NodeRef): Promise<{ steps: number }>;
   /** Score, filter, compute advantages over the whole batch, and record the step's batch in the ledger. */
-  planRlStep(input: { node: NodeRef; step: number; shards: RolloutShard[]; checkpoint: Checkpoint }): Promise<{ usable: boolean }>;
+  planRlStep(input: {
+    node: NodeRef;
+    step: number;
+    shards: RolloutShard[];
+    checkpoint: Checkpoint;
+    /** No refill follows: the batch is recorded even if every advantage in it is zero. */
+    last: boolean;
+  }): Promise<{ usable: boolean }>;
   stagePlan(node: NodeRef): Promise<{ steps: number }>;
 }

@@ -1,0 +1,60 @@
+import type { Pool } from 'pg';
+import type { Metric } from '../schemas/artifact.ts';
+import type { NodeOutcome, NodeRef } from './index.ts';
+
+/** What a node is doing, for `exp status` and `exp watch`, and the metrics it has recorded so far. */
+export class NodeProgress {
+  readonly #pool: Pool;
+
+  constructor(pool: Pool) {
+    this.#pool = pool;
+  }
+
+  async started({ key, kind }: NodeRef): Promise<void> {
+    await this.#pool.query(
+      `insert into node_progress (key, kind, status, attempts, started_at) values ($1, $2, 'running', 1, now())
+       on conflict (key) do update set status = 'running', attempts = node_progress.attempts + 1,
+         started_at = now(), ended_at = null, done = 0, total = 0, detail = '', updated_at = now()`,
+      [key, kind],
+    );
+  }
+
+  async ended(key: string, status: NodeOutcome['status'], detail: string): Promise<void> {
+    await this.#pool.query(
+      `update node_progress set status = $2, detail = case when $3 = '' then detail else $3 end, ended_at = now(), updated_at = now()
+       where key = $1`,
+      [key, status, detail],
+    );
+  }
+
+  /** An activity of the node runs again after a crash or an outage. */
+  async retried(key: string): Promise<void> {
+    await this.#pool.query('update node_progress set attempts = attempts + 1 where key = $1', [key]);
+  }
+
+  readonly report = async (key: string, done: number, total: number, detail: string): Promise<void> => {
+    await this.#pool.query(
+      'update node_progress set done = $2, total = $3, detail = $4, updated_at = now() where key = $1',
+      [key, done, total, detail],
+    );
+  };
+
+  /** Record points of a curve. The first write of a (name, step) fixes value and timestamp, so a retry repeats it. */
+  async record(key: string, step: number, values: Record<string, number>): Promise<void> {
+    const entries = Object.entries(values).filter(([, value]) => Number.isFinite(value));
+    await this.#pool.query(
+      `insert into node_metrics (key, name, step, value, timestamp_ms)
+       select $1, name, $2, value, $5 from unnest($3::text[], $4::float8[]) as point (name, value)
+       on conflict do nothing`,
+      [key, step, entries.map(([name]) => name), entries.map(([, value]) => value), Date.now()],
+    );
+  }
+
+  async metrics(key: string): Promise<Metric[]> {
+    const { rows } = await this.#pool.query<{ name: string; step: number; value: number; timestamp_ms: string }>(
+      'select name, step, value, timestamp_ms from node_metrics where key = $1 order by name, step',
+      [key],
+    );
+    return rows.map((row) => ({ ...row, timestamp_ms: Number(row.timestamp_ms) }));
+  }
+}

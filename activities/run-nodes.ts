@@ -1,0 +1,81 @@
+import { type Client, WorkflowNotFoundError } from '@temporalio/client';
+import type { ArtifactRef } from '../schemas/artifact.ts';
+import type { ArtifactStore } from './adapters/artifact-store.ts';
+import type { CpuActivities, NodeRef } from './index.ts';
+import type { NodeProgress } from './node-progress.ts';
+import type { PlanReader } from './plan-reader.ts';
+
+export interface RunNodesDeps {
+  client: Client;
+  plans: PlanReader;
+  store: ArtifactStore;
+  progress: NodeProgress;
+  /** True when what the artifact describes in PostgreSQL or Milvus is still there, unchanged. */
+  verifyLive(artifact: ArtifactRef): Promise<boolean>;
+}
+
+type RunNodesActivities = Pick<
+  CpuActivities,
+  'listArms' | 'loadSkeleton' | 'requestNode' | 'leaveNode' | 'findArtifact' | 'nodeStarted' | 'nodeEnded'
+>;
+
+/** What `run`, `arm` and `node` ask of the world outside: the plan's shape, single flight, reuse, and their diary. */
+export const createRunNodesActivities = ({
+  client,
+  plans,
+  store,
+  progress,
+  verifyLive,
+}: RunNodesDeps): RunNodesActivities => ({
+  async listArms({ plan }) {
+    return { arms: (await plans.load(plan)).arms.map(({ name }) => name) };
+  },
+
+  async loadSkeleton({ plan, arm }) {
+    const nodes = await plans.nodes({ plan, arm });
+    return nodes.map(({ id, kind, key, inputs }) => ({ plan, arm, id, kind, key, inputs }));
+  },
+
+  /** Signal-with-start: whoever asks first starts the node, everybody else joins it. */
+  async requestNode({ node, subscriber }) {
+    await client.workflow.signalWithStart('node', {
+      workflowId: `node/${node.key}`,
+      taskQueue: 'exp-cpu',
+      args: [node],
+      signal: 'subscribe',
+      signalArgs: [subscriber],
+    });
+  },
+
+  async leaveNode({ key, subscriber }) {
+    try {
+      await client.workflow.getHandle(`node/${key}`).signal('leave', subscriber);
+    } catch (error) {
+      if (!(error instanceof WorkflowNotFoundError)) throw error; // it has ended: nothing to leave
+    }
+  },
+
+  /**
+   * The artifact of a node if it may be reused: the artifacts it was made from are still the current ones
+   * (or are gone and not needed), and what lives in services is still there. One that fails is retired.
+   */
+  async findArtifact(ref: NodeRef) {
+    const artifact = await store.find(ref.key);
+    if (!artifact) return null;
+    const manifest = await store.manifest(artifact);
+    const current = await store.findAll(manifest.inputs.map(({ key }) => key));
+    const stale = manifest.inputs.find(({ key, digest }) => current.has(key) && current.get(key)?.digest !== digest);
+    const reason = stale
+      ? `made from ${stale.node} ${stale.digest.slice(0, 12)}, which has been made anew`
+      : (await verifyLive(artifact))
+        ? null
+        : 'what it describes is no longer in the services';
+    if (reason === null) return artifact;
+    await store.retire(artifact, reason);
+    return null;
+  },
+
+  nodeStarted: (node) => progress.started(node),
+
+  nodeEnded: ({ node, status, detail }) => progress.ended(node.key, status, detail),
+});

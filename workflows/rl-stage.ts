@@ -1,0 +1,45 @@
+import { continueAsNew, executeChild, workflowInfo } from '@temporalio/workflow';
+import type { NodeRef, RolloutShard } from '../activities/index.ts';
+import type { ArtifactRef } from '../schemas/artifact.ts';
+import type { Checkpoint } from '../schemas/checkpoint.ts';
+import { cpu } from './activity-proxies.ts';
+import { rollouts } from './rollouts.ts';
+import { type HeldTrainer, withTrainer } from './trainer-hold.ts';
+
+/** Leave room below the 10,000 events a history may have. */
+const MAX_EVENTS = 8_000;
+/** A step whose groups all agree teaches nothing: sample other prompts, at most this often. */
+const MAX_ROUNDS = 3;
+
+/** Steps of sample → roll out → score → filter → advantages → train → sync; goes on from the ledger after any crash. */
+export async function rl_stage({ node }: { node: NodeRef }): Promise<ArtifactRef> {
+  const { steps } = await cpu.stagePlan(node);
+  const artifact = await withTrainer(node, async (trainer) => {
+    const { activities, epoch } = trainer;
+    let { step, checkpoint } = await activities.openTrainer({ node, epoch });
+    while (step < steps) {
+      if (workflowInfo().historyLength > MAX_EVENTS) return null;
+      step += 1;
+      checkpoint = await optimizerStep(node, step, checkpoint, trainer);
+    }
+    const published = await activities.publishStage({ node, epoch, step, reason: 'steps' });
+    await activities.closeTrainer({ node, epoch });
+    return published;
+  });
+  return artifact ?? continueAsNew<typeof rl_stage>({ node });
+}
+
+async function optimizerStep(node: NodeRef, step: number, checkpoint: Checkpoint, trainer: HeldTrainer): Promise<Checkpoint> {
+  const shards: RolloutShard[] = [];
+  for (let round = 0; ; round++) {
+    shards.push(
+      ...(await executeChild(rollouts, {
+        workflowId: `rollouts/${node.key}/${step}${round > 0 ? `.${round}` : ''}`,
+        args: [{ node, step, round, checkpoint }],
+      })),
+    );
+    const last = round + 1 === MAX_ROUNDS;
+    const { usable } = await cpu.planRlStep({ node, step, shards, checkpoint, last });
+    if (usable) return (await trainer.activities.trainStep({ node, epoch: trainer.epoch, step })).checkpoint;
+  }
+}

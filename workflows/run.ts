@@ -1,0 +1,55 @@
+import { defineQuery, executeChild, isCancellation, setHandler, workflowInfo } from '@temporalio/workflow';
+import { arm as armWorkflow } from './arm.ts';
+import { ledger } from './activity-proxies.ts';
+import { always } from './cancellation.ts';
+import { type ArmStatus, type RunStatus, worstOf } from './outcome.ts';
+
+export interface RunInput {
+  run: string;
+  /** Blob of the frozen plan. */
+  plan: string;
+  max_parallel: number;
+}
+
+export interface RunState {
+  run: string;
+  status: RunStatus;
+  arms: { arm: string; status: ArmStatus }[];
+}
+
+export const runStateQuery = defineQuery<RunState>('state');
+
+/** The frozen plan of a run: one child per arm, `max_parallel` at a time. Its result is the run's true final status. */
+export async function run({ run, plan, max_parallel }: RunInput): Promise<{ status: RunStatus }> {
+  const { arms } = await ledger.listArms({ plan });
+  const state: RunState = { run, status: 'running', arms: arms.map((arm) => ({ arm, status: 'waiting' })) };
+  setHandler(runStateQuery, () => state);
+
+  await ledger.trackRunStarted({ run, plan });
+  const waiting = [...state.arms];
+  const worker = async () => {
+    for (let entry = waiting.shift(); entry; entry = waiting.shift()) {
+      entry.status = 'running';
+      entry.status = await executeArm({ run, plan, arm: entry.arm });
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(max_parallel, arms.length) }, worker));
+
+  state.status = worstOf(state.arms.map(({ status }) => status));
+  await always(() => ledger.finishRun({ run, status: state.status }));
+  return { status: state.status };
+}
+
+async function executeArm(input: { run: string; plan: string; arm: string }): Promise<ArmStatus> {
+  try {
+    const { status } = await executeChild(armWorkflow, {
+      workflowId: `arm/${input.run}/${input.arm}`,
+      args: [input],
+      taskQueue: workflowInfo().taskQueue,
+    });
+    return status;
+  } catch (error) {
+    if (isCancellation(error)) return 'cancelled';
+    throw error;
+  }
+}
