@@ -1,0 +1,248 @@
+/**
+ * What `parameters` and `unkeyed` of a plan node hold, by kind. Everything is explicit: an executor has no
+ * defaults of its own. Optional parts of a spec that were left out are null here. Keys are sorted, so no
+ * result can depend on the order in which a spec was written.
+ */
+import type { NodeKind, PlanNode } from './plan.ts';
+
+/** Stands where a digest is not known yet (model not made, file not there); such a plan is not submitted. */
+export const UNKNOWN_DIGEST = 'unknown';
+
+/** A model of the profile's registry. `sha256` names its weights, or is `UNKNOWN_DIGEST`. */
+export interface PolicyParameters {
+  model: string;
+  sha256: string;
+  /** Number format of the frozen base weights while training; adapters and optimizer are always float32. */
+  dtype: 'float32' | 'bfloat16';
+}
+
+export interface AgentParameters {
+  tools: string[];
+  /** Completions before the forced answer. */
+  max_turns: number;
+  /** Tokens one completion may have. */
+  max_turn_tokens: number;
+  /** Tokens one observation may have. */
+  observation_tokens: number;
+  /** Results one search call returns, over all its queries. */
+  search_results: number;
+  context_management: 'none';
+  deny_urls: 'none' | 'from_task';
+}
+
+export interface SamplingParameters {
+  temperature: number;
+  top_p: number;
+}
+
+export interface RewardParameters {
+  outcome: 'exact_match' | 'f1' | 'judge';
+  /** Subtracted when a trajectory's format is invalid. */
+  format_penalty: number;
+}
+
+/** A LoRA adapter on all linear layers; `null` where all weights are trained. */
+export interface AdapterParameters {
+  lora_rank: number;
+  lora_alpha: number;
+  lora_dropout: number;
+}
+
+export interface KeepParameters {
+  min_passes: number;
+  max_passes: number;
+}
+
+export interface ChunkParameters {
+  tokens: number;
+  overlap: number;
+}
+
+interface SourceBase {
+  licence: string;
+  provenance: string;
+}
+export interface PageFields {
+  /** Column that holds the URL; where a row has none, its URL is `doc:<id>`. */
+  url: string;
+  id: string;
+  title: string;
+  text: string;
+}
+/** `path` is as the spec wrote it; the absolute path or glob is in `unkeyed.paths`, by source name. */
+export type CorpusSource =
+  | (SourceBase & { kind: 'installed_packages'; ecosystems: ('npm' | 'python')[] })
+  | (SourceBase & { kind: 'jsonl' | 'parquet'; format: 'pages' | 'dolma' | 'literesearcher'; fields: PageFields; limit: number | null })
+  | (SourceBase & { kind: 'html' | 'markdown' | 'wet'; limit: number | null });
+
+export interface CorpusParameters {
+  sources: Record<string, CorpusSource>;
+  limit: { pages: number | null; chunks: number | null };
+  near_duplicates: { threshold: number } | null;
+  /** How chunks are counted for `limit.chunks`; null when that is not used, so that chunking is free to change. */
+  chunk: (ChunkParameters & { tokenizer: { model: string; sha256: string } }) | null;
+}
+
+export interface IndexParameters {
+  embedder: { model: string; sha256: string; precision: 'fp32' | 'fp16' | 'int8'; dimension: number };
+  chunk: ChunkParameters;
+  dense: { type: 'hnsw' | 'flat' | 'diskann'; metric: 'cosine' | 'ip' | 'l2' };
+  sparse: 'bm25' | 'none';
+  fusion: { kind: 'rrf'; k: number } | { kind: 'weighted'; dense: number; sparse: number };
+}
+
+export interface TaskFields {
+  id: string;
+  question: string;
+  answer: string;
+  aliases: string;
+  /** Column with ids of evidence pages; their URLs are `doc:<id>`. */
+  gold_ids: string;
+  deny_urls: string;
+  capability: string;
+}
+export type TaskSource =
+  | { kind: 'generated'; from: 'corpus'; count: number; seed: number }
+  | (SourceBase & { kind: 'jsonl' | 'parquet'; fields: TaskFields; limit: number | null; seed: number });
+
+export interface TasksParameters {
+  sources: Record<string, TaskSource>;
+  /** Share of each capability among generated tasks; null when nothing is generated or no mix is asked for. */
+  mix: Record<string, number> | null;
+  /** Share of each split; they sum to 1. */
+  splits: Record<string, number>;
+  limit: number | null;
+}
+
+export interface ResampleParameters {
+  by: 'turns';
+  /** In rising order; the last band has no end. `weight` is how many copies an instance of the band gets. */
+  bands: { up_to: number | null; weight: number }[];
+}
+
+export interface TrajectoriesParameters {
+  source: 'demonstrations' | 'import';
+  count: number | null;
+  resample: ResampleParameters | null;
+  clean: { drop_repeated_calls: boolean; require_valid_format: boolean; require_correct: boolean } | null;
+  agent: AgentParameters;
+  context_length: number;
+  /** Whose tokenizer and chat template the trajectories are rendered with. */
+  model: { name: string; sha256: string };
+  /** Split the tasks are taken from. */
+  split: string;
+}
+
+export interface OptimizerParameters {
+  learning_rate: number;
+  schedule: 'constant' | 'linear' | 'cosine';
+  /** Share of all steps. */
+  warmup: number;
+  weight_decay: number;
+  betas: [number, number];
+  max_grad_norm: number;
+}
+
+export interface SftParameters {
+  /** `batch` counts instances an optimizer step. */
+  optimizer: OptimizerParameters & { batch: number; epochs: number };
+  context_length: number;
+  adapter: AdapterParameters | null;
+  policy: PolicyParameters;
+  loss: 'token_mean' | 'seq_mean_token_mean';
+}
+
+export interface ProfileParameters {
+  /** How many tasks are profiled, chosen by the node's seed from `split`; null means all. */
+  tasks: number | null;
+  split: string;
+  rollouts: number;
+  keep: KeepParameters;
+  agent: AgentParameters;
+  context_length: number;
+  sampling: SamplingParameters;
+  reward: RewardParameters;
+  policy: PolicyParameters;
+}
+
+export interface AlgorithmParameters {
+  name: 'grpo';
+  clip: { low: number; high: number; dual: number | null };
+  kl: { coefficient: number; estimator: 'k1' | 'k2' | 'k3' } | null;
+  loss: 'token_mean' | 'seq_mean_token_mean';
+  importance: { level: 'token' | 'sequence'; truncate: number; veto: number | null } | null;
+  /** Divide by the group's standard deviation, as GRPO does. */
+  normalize_std: boolean;
+}
+
+export interface RlParameters {
+  algorithm: AlgorithmParameters;
+  rollout: { group_size: number; prompts_per_step: number; temperature: number; top_p: number; max_staleness: number };
+  /** `minibatch` counts prompts (whole groups) an optimizer update. */
+  optimizer: OptimizerParameters & { minibatch: number };
+  until: { steps: number | null; epochs: number | null };
+  /** Online filter of groups, and which profiled tasks are trained on; null without `difficulty`. */
+  keep: KeepParameters | null;
+  agent: AgentParameters;
+  context_length: number;
+  reward: RewardParameters;
+  adapter: AdapterParameters | null;
+  policy: PolicyParameters;
+  tasks: { split: string };
+}
+
+export interface BenchmarkParameters {
+  benchmark: string;
+  /** `base` or the stage whose checkpoint is measured. */
+  after: string;
+  /** `seed` chooses the questions: the same ones for every checkpoint. `limit` null means all. */
+  dataset: { split: string; limit: number | null; seed: number };
+  samples: number;
+  metrics: string[];
+  agent: AgentParameters;
+  context_length: number;
+  sampling: SamplingParameters;
+  policy: PolicyParameters;
+  reward: RewardParameters;
+}
+
+export interface ReportParameters {
+  /** Ids of the benchmark nodes, sorted; the report shows them in this order. */
+  benchmarks: string[];
+}
+
+export interface NodeParameters {
+  corpus: CorpusParameters;
+  index: IndexParameters;
+  tasks: TasksParameters;
+  trajectories: TrajectoriesParameters;
+  profile: ProfileParameters;
+  sft: SftParameters;
+  rl: RlParameters;
+  benchmark: BenchmarkParameters;
+  report: ReportParameters;
+}
+
+/** What does not decide the result, so is not in the key. */
+export interface Unkeyed {
+  /** Source name → absolute path or glob (for `installed_packages`: the checkout whose packages are read). */
+  paths?: Record<string, string>;
+  resources?: { gpu: number; nodes: number };
+  /** `rl` and `sft`: steps between durable checkpoints, and how many are kept. */
+  checkpoint?: { every: number; keep: { last: number } };
+  /** Names of what made this key unknown. */
+  unknown?: string[];
+}
+
+/** A plan node whose kind, and so whose parameters, are known. */
+export type NodeOf<K extends NodeKind> = Omit<PlanNode, 'kind' | 'parameters' | 'unkeyed'> & {
+  kind: K;
+  parameters: NodeParameters[K];
+  unkeyed: Unkeyed;
+};
+
+/** Narrow a stored node. Throws when a caller was given a node of another kind: a bug, not a user's mistake. */
+export function nodeOf<K extends NodeKind>(kind: K, node: PlanNode): NodeOf<K> {
+  if (node.kind !== kind) throw new Error(`${node.id} is a ${node.kind} node, not ${kind}`);
+  return node as unknown as NodeOf<K>;
+}
