@@ -1,0 +1,210 @@
+/**
+ * The one renderer: turns a conversation into token ids and mask, for SFT, rollouts and hand-over alike.
+ *
+ * Every segment is tokenised once and on its own, so a turn's ids never depend on what follows it, and what a
+ * policy sampled is never tokenised again. Left out on purpose: chat templates of the model directory are not
+ * evaluated; both supported families write ChatML.
+ */
+import { readFile } from 'node:fs/promises';
+import path from 'node:path';
+import { Tokenizer as HfTokenizer } from '@huggingface/tokenizers';
+import { ExpError } from '../../schemas/errors.ts';
+
+export interface Tokenizer {
+  /** Our own markup: special tokens become single ids. Never give it text that somebody else wrote. */
+  encode(text: string): number[];
+  /** Anybody's text: the spelling of a special token stays plain text, tags such as `<think>` keep their ids. */
+  encodeText(text: string): number[];
+  decode(ids: readonly number[]): string;
+  /** A completion ends with one of these, and it stays in the ids. */
+  stopIds: number[];
+  family: 'chatml' | 'qwen3_thinking';
+}
+
+export type ToolName = 'search' | 'visit';
+
+export interface Conversation {
+  question: string;
+  tools: readonly ToolName[];
+}
+
+/** Text, or the ids of a recorded rollout, which stand as they are. */
+export interface RenderedTurn {
+  action: string | readonly number[];
+  observation: string | readonly number[] | null;
+}
+
+export interface RenderedSpan {
+  turn: number;
+  kind: 'prompt' | 'action' | 'observation';
+  start: number;
+  end: number;
+}
+
+const TURN_END = '<|im_end|>';
+const END_OF_TEXT = '<|endoftext|>';
+const FORCED_ANSWER = 'Provide your final answer in <answer></answer> tags now.';
+
+const TOOL_LINES: Record<ToolName, string> = {
+  search: 'search, arguments {"query": ["..."]}: finds pages; gives title, url, snippet.',
+  visit: 'visit, arguments {"url": ["..."], "goal": "..."}: reads pages that search found.',
+};
+
+/** Load `tokenizer.json` and `tokenizer_config.json` of a Hugging Face model directory. */
+export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
+  const json = JSON.parse(await readFile(path.join(modelDir, 'tokenizer.json'), 'utf8')) as TokenizerJson;
+  const config = JSON.parse(await readFile(path.join(modelDir, 'tokenizer_config.json'), 'utf8')) as TokenizerConfig;
+  const template = await chatTemplate(modelDir, config);
+
+  const markup = new HfTokenizer(json, config);
+  const text = new HfTokenizer({ ...json, added_tokens: json.added_tokens.filter((token) => !token.special) }, config);
+  const stopIds = [TURN_END, END_OF_TEXT].flatMap((token) => {
+    const added = json.added_tokens.find(({ content }) => content === token);
+    return added === undefined ? [] : [added.id];
+  });
+  if (markup.encode(`<|im_start|>${TURN_END}`, { add_special_tokens: false }).ids.length !== 2) {
+    throw new ExpError('TOKENIZER_FAMILY', modelDir, 'the tokenizer has no <|im_start|> and <|im_end|> tokens; only ChatML models can be a policy');
+  }
+  return {
+    encode: (string) => markup.encode(string, { add_special_tokens: false }).ids,
+    encodeText: (string) => pieces(string).flatMap((piece) => text.encode(piece, { add_special_tokens: false }).ids),
+    decode: (ids) => (ids.length === 0 ? '' : markup.decode([...ids], { clean_up_tokenization_spaces: false })),
+    stopIds,
+    family: template.includes(`<|im_start|>assistant\\n<think>\\n'`) ? 'qwen3_thinking' : 'chatml',
+  };
+}
+
+/**
+ * Make text safe to stand inside our markup: it can neither close `<tool_response>` nor open a tag of ours.
+ * Applying it twice changes nothing.
+ */
+export function escapeText(text: string): string {
+  return text.replace(/<(?=[\s/]*(?:think|tool_call|tool_response|answer)\b|\|)/gi, '&lt;');
+}
+
+/** System, user and generation prompt. */
+export function renderPrompt(t: Tokenizer, { question, tools }: Conversation): number[] {
+  return [
+    ...t.encode(`<|im_start|>system\n${systemPrompt(tools)}${TURN_END}\n<|im_start|>user\n`),
+    ...t.encodeText(escapeText(question)),
+    ...t.encode(`${TURN_END}\n${generationPrompt(t)}`),
+  ];
+}
+
+/** What follows an action: the observation as a user turn, and the next generation prompt. `cut`: the action ended without a stop token. */
+export function renderObservation(t: Tokenizer, text: string, { cut = false } = {}): number[] {
+  return [
+    ...t.encode(`${closing(cut)}\n<|im_start|>user\n<tool_response>\n`),
+    ...t.encodeText(escapeText(text)),
+    ...t.encode(`\n</tool_response>${TURN_END}\n${generationPrompt(t)}`),
+  ];
+}
+
+/** Stands in the place of an observation when a limit is reached. */
+export function renderForcedAnswer(t: Tokenizer, { cut = false } = {}): number[] {
+  return t.encode(`${closing(cut)}\n<|im_start|>user\n${FORCED_ANSWER}${TURN_END}\n${generationPrompt(t)}`);
+}
+
+/** An action somebody wrote down, as the policy would have sampled it: with the stop token at its end. */
+export function renderAction(t: Tokenizer, action: string): number[] {
+  const body = action.endsWith(TURN_END) ? action.slice(0, -TURN_END.length) : action;
+  const sampled = t.family === 'qwen3_thinking' ? body.replace(/^\s*<think>\n?/, '') : body;
+  return [...t.encodeText(sampled), ...t.encode(TURN_END)];
+}
+
+/** What the generation prompt already wrote of an action; a reader of the action puts it in front. */
+export function actionPrefix(t: Tokenizer): string {
+  return t.family === 'qwen3_thinking' ? '<think>\n' : '';
+}
+
+/** A whole conversation for SFT: the ids and mask a rollout of the same content would have. Mask 1 = trained. */
+export function renderTrajectory(
+  t: Tokenizer,
+  { turns, ...conversation }: Conversation & { turns: readonly RenderedTurn[] },
+): { token_ids: number[]; mask: number[]; spans: RenderedSpan[] } {
+  const token_ids: number[] = [];
+  const mask: number[] = [];
+  const spans: RenderedSpan[] = [];
+  const append = (turn: number, kind: RenderedSpan['kind'], ids: readonly number[]) => {
+    const start = token_ids.length;
+    for (const id of ids) {
+      token_ids.push(id);
+      mask.push(kind === 'action' ? 1 : 0);
+    }
+    spans.push({ turn, kind, start, end: token_ids.length });
+  };
+
+  append(0, 'prompt', renderPrompt(t, conversation));
+  for (const [turn, { action, observation }] of turns.entries()) {
+    append(turn, 'action', typeof action === 'string' ? renderAction(t, action) : action);
+    if (observation === null) continue;
+    append(turn, 'observation', typeof observation === 'string' ? renderObservation(t, observation) : observation);
+  }
+  return { token_ids, mask, spans };
+}
+
+/** The turns of a recorded rollout, as ids: rendering them gives the rollout's own ids and mask. */
+export function recordedTurns({ token_ids, spans }: { token_ids: readonly number[]; spans: readonly RenderedSpan[] }): RenderedTurn[] {
+  const turns: RenderedTurn[] = [];
+  for (const { turn, kind, start, end } of spans) {
+    if (kind === 'prompt') continue;
+    const ids = token_ids.slice(start, end);
+    turns[turn] = kind === 'action' ? { action: ids, observation: null } : { action: turns[turn]?.action ?? [], observation: ids };
+  }
+  return turns;
+}
+
+/** Short, because every token of it is prefilled for every trajectory. */
+function systemPrompt(tools: readonly ToolName[]): string {
+  return [
+    'Answer the question with facts found by the tools.',
+    'Tools:',
+    ...tools.map((tool) => TOOL_LINES[tool]),
+    'Think, then make one tool call, or answer when you know:',
+    `<think>...</think>\n<tool_call>{"name": "...", "arguments": {...}}</tool_call>`,
+    '<think>...</think>\n<answer>only the answer</answer>',
+  ].join('\n');
+}
+
+const LONGEST_RUN = 2_000;
+
+/** Byte-pair merging takes ten seconds for a word of a million letters, so such words are cut; other text is one piece. */
+function pieces(text: string): string[] {
+  const cuts = [0];
+  for (const { index, 0: run } of text.matchAll(/\S+/g)) {
+    for (let at = LONGEST_RUN; at < run.length; at += LONGEST_RUN) {
+      const splitsPair = run.charCodeAt(at) >= 0xdc00 && run.charCodeAt(at) <= 0xdfff;
+      cuts.push(index + at + (splitsPair ? 1 : 0));
+    }
+  }
+  return cuts.map((start, index) => text.slice(start, cuts[index + 1]));
+}
+
+function generationPrompt(t: Tokenizer): string {
+  return `<|im_start|>assistant\n${actionPrefix(t)}`;
+}
+
+/** A completion that was cut has no stop token of its own; ours closes it, untrained. */
+function closing(cut: boolean): string {
+  return cut ? TURN_END : '';
+}
+
+interface TokenizerJson {
+  added_tokens: { id: number; content: string; special: boolean }[];
+  [key: string]: unknown;
+}
+interface TokenizerConfig {
+  chat_template?: string;
+  [key: string]: unknown;
+}
+
+/** Newer directories keep the template in a file of its own; a model without one is plain ChatML. */
+async function chatTemplate(modelDir: string, config: TokenizerConfig): Promise<string> {
+  if (typeof config.chat_template === 'string') return config.chat_template;
+  try {
+    return await readFile(path.join(modelDir, 'chat_template.jinja'), 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return '';
+    throw error;
+  }
+}
