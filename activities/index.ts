@@ -95,10 +95,10 @@ export interface GpuActivities {
 
 /** Queue `exp-gpu@<host>`, where the process lives. */
 export interface TrainerActivities {
-  /** Load the last checkpoint and replay the batches recorded since; returns the step reached. */
+  /** Where the stage stands in the step ledger: its last saved step, and the weights after it. */
   openTrainer(input: { node: NodeRef; epoch: number }): Promise<{ step: number; checkpoint: Checkpoint }>;
-  /** One optimizer step; idempotent by (stage key, step). */
-  trainStep(input: { node: NodeRef; epoch: number; step: number }): Promise<{ checkpoint: Checkpoint }>;
+  /** One optimizer step of `steps`; idempotent by (stage key, step). */
+  trainStep(input: { node: NodeRef; epoch: number; step: number; steps: number }): Promise<{ checkpoint: Checkpoint }>;
   publishStage(input: { node: NodeRef; epoch: number; step: number; reason: string }): Promise<ArtifactRef>;
   closeTrainer(input: { node: NodeRef; epoch: number }): Promise<void>;
 }

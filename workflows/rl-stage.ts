@@ -20,7 +20,7 @@ export async function rl_stage({ node }: { node: NodeRef }): Promise<ArtifactRef
     while (step < steps) {
       if (workflowInfo().historyLength > MAX_EVENTS) return null;
       step += 1;
-      checkpoint = await optimizerStep(node, step, checkpoint, trainer);
+      checkpoint = await optimizerStep({ node, step, steps }, checkpoint, trainer);
     }
     const published = await activities.publishStage({ node, epoch, step, reason: 'steps' });
     await activities.closeTrainer({ node, epoch });
@@ -29,7 +29,11 @@ export async function rl_stage({ node }: { node: NodeRef }): Promise<ArtifactRef
   return artifact ?? continueAsNew<typeof rl_stage>({ node });
 }
 
-async function optimizerStep(node: NodeRef, step: number, checkpoint: Checkpoint, trainer: HeldTrainer): Promise<Checkpoint> {
+async function optimizerStep(
+  { node, step, steps }: { node: NodeRef; step: number; steps: number },
+  checkpoint: Checkpoint,
+  trainer: HeldTrainer,
+): Promise<Checkpoint> {
   const shards: RolloutShard[] = [];
   for (let round = 0; ; round++) {
     shards.push(
@@ -40,6 +44,6 @@ async function optimizerStep(node: NodeRef, step: number, checkpoint: Checkpoint
     );
     const last = round + 1 === MAX_ROUNDS;
     const { usable } = await cpu.planRlStep({ node, step, shards, checkpoint, last });
-    if (usable) return (await trainer.activities.trainStep({ node, epoch: trainer.epoch, step })).checkpoint;
+    if (usable) return (await trainer.activities.trainStep({ node, epoch: trainer.epoch, step, steps })).checkpoint;
   }
 }

@@ -8,7 +8,7 @@ export async function sft_stage({ node }: { node: NodeRef }): Promise<ArtifactRe
   const { steps } = await cpu.planSft(node);
   return withTrainer(node, async ({ activities, epoch }) => {
     const opened = await activities.openTrainer({ node, epoch });
-    for (let step = opened.step + 1; step <= steps; step++) await activities.trainStep({ node, epoch, step });
+    for (let step = opened.step + 1; step <= steps; step++) await activities.trainStep({ node, epoch, step, steps });
     const artifact = await activities.publishStage({ node, epoch, step: steps, reason: 'epochs' });
     await activities.closeTrainer({ node, epoch });
     return artifact;

@@ -1,0 +1,189 @@
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { CheckpointBody } from '../schemas/artifact.ts';
+import type { Checkpoint } from '../schemas/checkpoint.ts';
+import { ExpError } from '../schemas/errors.ts';
+import { type NodeOf, nodeOf } from '../schemas/node-parameters.ts';
+import type { PlanNode } from '../schemas/plan.ts';
+import type { ArtifactStore } from './adapters/artifact-store.ts';
+import { linkBlob } from './adapters/blob-store.ts';
+import type { MergedWeights } from './adapters/merged-weights.ts';
+import type { LedgerStep, SavedState, StepLedger } from './adapters/step-ledger.ts';
+import type { TrainerHost } from './adapters/trainer-host.ts';
+import type { TrainerClient } from './adapters/trainer-process.ts';
+import { heartbeatWhile } from './heartbeat.ts';
+import type { NodeRef, TrainerActivities } from './index.ts';
+import type { NodeProgress } from './node-progress.ts';
+import type { PlanReader } from './plan-reader.ts';
+import { checkpointOf, parentCheckpoint } from './resolve-checkpoint.ts';
+
+export interface TrainStageDeps {
+  plans: PlanReader;
+  store: ArtifactStore;
+  ledger: StepLedger;
+  progress: NodeProgress;
+  merged: MergedWeights;
+  host: TrainerHost;
+  /** Scratch space. */
+  work: string;
+  /** How this profile trains: decided by the machine, recorded in `made_with`. */
+  trainer: { export_dtype: 'bfloat16' | 'float32'; threads: number; micro_batch_tokens: number };
+  madeWith: Record<string, string>;
+}
+
+export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivities => ({
+  /** Where the stage stands: the last step that is in the ledger as done, and its weights. */
+  async openTrainer({ node }) {
+    const saved = await deps.ledger.lastSaved(node.key);
+    return { step: saved?.step ?? 0, checkpoint: await checkpointAfter(deps, node, saved?.saved ?? null) };
+  },
+
+  async trainStep({ node: ref, epoch, step, steps }) {
+    const { ledger, host } = deps;
+    const planned = await ledger.get(ref.key, step);
+    if (!planned) throw new ExpError('PLAN', `${ref.id} step ${step}`, 'the step has no batch in the ledger');
+    if (planned.status === 'done' && planned.saved) return { checkpoint: await checkpointAfter(deps, ref, planned.saved) };
+
+    const client = await host.client(ref.key, epoch);
+    return heartbeatWhile(client, async () => {
+      await bringTo(deps, ref, client, step - 1, steps);
+      await takeStep(deps, ref, client, planned);
+      const saved = (await savesAfter(deps, ref, step)) ? await save(deps, client) : null;
+      await host.assertHeld(ref.key, epoch);
+      await ledger.done(ref.key, step, saved);
+      const checkpoint = await checkpointAfter(deps, ref, saved);
+      if (ref.kind === 'rl') await exportMerged(deps, client, checkpoint);
+      return { checkpoint };
+    });
+  },
+
+  async publishStage({ node: ref, epoch, step, reason }) {
+    const { store, ledger, host, plans, progress } = deps;
+    const last = await ledger.lastSaved(ref.key, step);
+    if (last?.step !== step || !last.saved) throw new ExpError('CHECKPOINT', ref.id, `step ${step} was not saved`);
+    const { digest: _, ...weights } = await checkpointAfter(deps, ref, last.saved);
+    const body: CheckpointBody = { ...weights, step, stop_reason: reason };
+    await host.assertHeld(ref.key, epoch);
+    return store.publish({
+      key: ref.key,
+      kind: ref.kind,
+      inputs: await plans.lineage(ref),
+      files: {
+        'adapter.safetensors': await store.openBlob(last.saved.adapter),
+        'optimizer.safetensors': await store.openBlob(last.saved.optimizer),
+        'trainer_state.json': await store.openBlob(last.saved.trainer_state),
+      },
+      body,
+      metrics: await progress.metrics(ref.key),
+      made_with: { ...deps.madeWith, threads: String(deps.trainer.threads) },
+    });
+  },
+
+  async closeTrainer({ node, epoch }) {
+    await deps.host.end(node.key, epoch);
+  },
+});
+
+async function checkpointAfter({ plans }: TrainStageDeps, ref: NodeRef, saved: SavedState | null): Promise<Checkpoint> {
+  const parent = await parentCheckpoint(plans, ref);
+  return saved ? checkpointOf({ ...parent, adapters: [...parent.adapters, saved.adapter] }) : parent;
+}
+
+/** Make the process stand right after `step`: open it from the last saved state and replay the batches since. */
+async function bringTo(deps: TrainStageDeps, ref: NodeRef, client: TrainerClient, step: number, steps: number): Promise<void> {
+  const { ledger } = deps;
+  const standing = await client.ping();
+  // A step that a lost attempt asked for may have finished meanwhile; asking again returns its recorded result.
+  if (standing.stage_key === ref.key && (standing.step === step || standing.step === step + 1)) return;
+  const last = step > 0 ? await ledger.lastSaved(ref.key, step) : null;
+  await open(deps, ref, client, steps, last);
+  for (const replayed of await ledger.between(ref.key, last?.step ?? 0, step)) await takeStep(deps, ref, client, replayed);
+}
+
+const stageOf = (node: PlanNode) => node as unknown as NodeOf<'sft' | 'rl'>;
+
+async function open(
+  deps: TrainStageDeps,
+  ref: NodeRef,
+  client: TrainerClient,
+  steps: number,
+  last: LedgerStep | null,
+): Promise<void> {
+  const { plans, merged, trainer, store, work } = deps;
+  const node = await plans.node(ref);
+  const { optimizer, adapter, policy } = stageOf(node).parameters;
+  await mkdir(work, { recursive: true });
+  const resume = last?.saved ? await mkdtemp(join(work, 'resume-')) : null;
+  try {
+    if (resume && last?.saved) {
+      await linkBlob(await store.openBlob(last.saved.adapter), join(resume, 'adapter.safetensors'));
+      await linkBlob(await store.openBlob(last.saved.optimizer), join(resume, 'optimizer.safetensors'));
+      await linkBlob(await store.openBlob(last.saved.trainer_state), join(resume, 'trainer_state.json'));
+    }
+    await client.call('open', {
+      stage_key: ref.key,
+      base_dir: await merged.directory(await parentCheckpoint(plans, ref)),
+      adapter,
+      optimizer: { ...optimizer, total_steps: steps },
+      dtype: policy.dtype,
+      threads: trainer.threads,
+      deterministic: true,
+      seed: node.seed ?? 0,
+      ...(resume && { resume_dir: resume }),
+    });
+  } finally {
+    if (resume) await rm(resume, { recursive: true, force: true });
+  }
+}
+
+async function takeStep(deps: TrainStageDeps, ref: NodeRef, client: TrainerClient, planned: LedgerStep): Promise<void> {
+  const { plans, store, progress, trainer } = deps;
+  const node = await plans.node(ref);
+  const { metrics } = (await client.call('step', {
+    step_id: `${ref.key}/${planned.step}`,
+    step: planned.step,
+    batch: await store.openBlob(planned.batch_blob),
+    loss: lossOf(node),
+    micro_batch_tokens: trainer.micro_batch_tokens,
+  })) as { metrics: Record<string, number> };
+  const named = Object.fromEntries(Object.entries(metrics).map(([name, value]) => [`train/${name}`, value]));
+  await progress.record(ref.key, planned.step, named);
+}
+
+/** What the trainer is told of the algorithm: a loss, never its name. */
+function lossOf(node: PlanNode): object {
+  if (node.kind === 'sft') return { kind: 'cross_entropy', aggregation: nodeOf('sft', node).parameters.loss };
+  const { clip, loss, kl, importance } = nodeOf('rl', node).parameters.algorithm;
+  return withoutNulls({ kind: 'policy_gradient', clip: withoutNulls(clip), aggregation: loss, kl, importance: importance && withoutNulls(importance) });
+}
+
+/** A parameter that was left out is null in the plan and absent on the wire. */
+const withoutNulls = (value: object): object => Object.fromEntries(Object.entries(value).filter(([, item]) => item !== null));
+
+/** Every rl step is served, so it is saved; sft saves now and then, and at its end. */
+async function savesAfter({ plans, ledger }: TrainStageDeps, ref: NodeRef, step: number): Promise<boolean> {
+  if (ref.kind === 'rl') return true;
+  const { checkpoint } = stageOf(await plans.node(ref)).unkeyed;
+  return step % (checkpoint?.every ?? 1) === 0 || (await ledger.get(ref.key, step + 1)) === null;
+}
+
+async function save({ store, work }: TrainStageDeps, client: TrainerClient): Promise<SavedState> {
+  await mkdir(work, { recursive: true });
+  const folder = await mkdtemp(join(work, 'save-'));
+  try {
+    const dir = join(folder, 'state');
+    await client.call('save', { dir });
+    return {
+      adapter: await store.putBlob(join(dir, 'adapter.safetensors')),
+      optimizer: await store.putBlob(join(dir, 'optimizer.safetensors')),
+      trainer_state: await store.putBlob(join(dir, 'trainer_state.json')),
+    };
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** The running process already holds the merged weights in memory: quicker than merging them from files. */
+async function exportMerged({ merged, trainer }: TrainStageDeps, client: TrainerClient, checkpoint: Checkpoint): Promise<void> {
+  await client.call('export', { dir: merged.path(checkpoint), export_dtype: trainer.export_dtype });
+}
