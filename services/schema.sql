@@ -134,3 +134,12 @@ create table if not exists outbox (
   error text
 );
 create index if not exists outbox_unsent on outbox (id) where sent_at is null;
+
+-- Which MLflow run holds what we track under a path: `<run>`, `<run>/<arm>`, `<run>/<arm>/<node>`.
+create table if not exists tracked_runs (
+  path text primary key,
+  run_id text not null,
+  mlflow_run_id text not null,
+  experiment_id text not null,
+  artifact_uri text not null
+);
