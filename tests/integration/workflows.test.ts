@@ -1,0 +1,170 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { Context } from '@temporalio/activity';
+import { ApplicationFailure } from '@temporalio/common';
+import { TestWorkflowEnvironment } from '@temporalio/testing';
+import { bundleWorkflowCode, Worker, type WorkflowBundle } from '@temporalio/worker';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { createRunNodesActivities } from '../../activities/run-nodes.ts';
+import type { NodeOutcome, NodeRef, NodeSkeleton } from '../../activities/index.ts';
+import { venvBin } from '../../services/home.ts';
+
+/** Real Temporal server, real workflows; activities are fakes that count what was asked of them. */
+let temporal: TestWorkflowEnvironment;
+let workflowBundle: WorkflowBundle;
+
+beforeAll(async () => {
+  temporal = await TestWorkflowEnvironment.createLocal({
+    server: { executable: { type: 'existing-path', path: venvBin('temporal') } },
+  });
+  workflowBundle = await bundleWorkflowCode({ workflowsPath: fileURLToPath(new URL('../../workflows/index.ts', import.meta.url)) });
+});
+
+afterAll(async () => {
+  await temporal?.teardown();
+});
+
+type Behaviour = (ref: NodeRef) => Promise<void>;
+
+/** Workers for one test: plans are written by hand, and each node kind runs `behaviour`. */
+async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>, behaviour: Behaviour) {
+  const executed: string[] = [];
+  const tracked: NodeOutcome[] = [];
+  const finished: Record<string, string> = {};
+  const artifactOf = (key: string) => ({ key, kind: 'any', generation: 1, digest: key });
+  const published = new Set<string>();
+  const produce = async (ref: NodeRef) => {
+    executed.push(ref.id);
+    await behaviour(ref);
+    published.add(ref.key);
+    return artifactOf(ref.key);
+  };
+  const { requestNode, leaveNode } = createRunNodesActivities({ client: temporal.client } as never);
+  const activities = {
+    requestNode,
+    leaveNode,
+    listArms: async () => ({ arms: ['main'] }),
+    loadSkeleton: async ({ plan, arm }: { plan: string; arm: string }) => (plans[plan] ?? []).map((node) => ({ ...node, plan, arm })),
+    findArtifact: async ({ key }: NodeRef) => (published.has(key) ? artifactOf(key) : null),
+    corpus: produce,
+    buildIndex: produce,
+    tasks: produce,
+    report: produce,
+    nodeStarted: async () => {},
+    nodeEnded: async () => {},
+    trackRunStarted: async () => {},
+    trackNode: async ({ outcome }: { outcome: NodeOutcome }) => void tracked.push(outcome),
+    trackArm: async () => {},
+    finishRun: async ({ run, status }: { run: string; status: string }) => {
+      finished[run] = status;
+    },
+  };
+  const worker = await Worker.create({
+    connection: temporal.nativeConnection,
+    taskQueue: 'exp-cpu',
+    workflowBundle,
+    activities,
+    maxHeartbeatThrottleInterval: '200ms',
+  });
+  const running = worker.run();
+  const start = (run: string, plan: string) =>
+    temporal.client.workflow.start('run', { workflowId: `run/${run}`, taskQueue: 'exp-cpu', args: [{ run, plan, max_parallel: 2 }] });
+  const stop = async () => {
+    worker.shutdown();
+    await running;
+  };
+  return { executed, tracked, finished, start, stop };
+}
+
+const node = (id: string, kind: NodeSkeleton['kind'], key: string, inputs: string[] = []) => ({ id, kind, key, inputs });
+
+/** Cancellable like a real activity: heartbeats carry the cancellation back. */
+async function work(milliseconds: number): Promise<void> {
+  const { heartbeat, cancelled } = Context.current();
+  const timer = setInterval(() => heartbeat(), 100);
+  try {
+    await Promise.race([delay(milliseconds), cancelled]);
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+test('nodes run when their inputs are done, and a second run finds them all', async () => {
+  const plan = [node('corpus', 'corpus', 'w1-c'), node('index', 'index', 'w1-i', ['corpus']), node('tasks', 'tasks', 'w1-t', ['corpus'])];
+  const { executed, tracked, start, stop } = await stage({ p: plan }, async () => {});
+  try {
+    expect(await (await start('w1', 'p')).result()).toEqual({ status: 'done' });
+    expect(executed[0]).toBe('corpus');
+    expect([...executed].sort()).toEqual(['corpus', 'index', 'tasks']);
+    expect(await (await start('w1-again', 'p')).result()).toEqual({ status: 'done' });
+    expect(executed).toHaveLength(3);
+    expect(tracked.slice(3).every(({ reused }) => reused)).toBe(true);
+  } finally {
+    await stop();
+  }
+});
+
+test('a failed node stops what needs it and nothing else, and the run says failed', async () => {
+  const plan = [
+    node('corpus', 'corpus', 'w2-c'),
+    node('index', 'index', 'w2-i', ['corpus']),
+    node('tasks', 'tasks', 'w2-t', ['corpus']),
+    node('report', 'report', 'w2-r', ['index']),
+  ];
+  const { executed, tracked, finished, start, stop } = await stage({ p: plan }, async ({ id }) => {
+    if (id === 'index') throw ApplicationFailure.nonRetryable('index broke', 'INDEX_FINGERPRINT');
+  });
+  try {
+    expect(await (await start('w2', 'p')).result()).toEqual({ status: 'failed' });
+    expect([...executed].sort()).toEqual(['corpus', 'index', 'tasks']);
+    const statuses = Object.fromEntries(tracked.map(({ id, status, error }) => [id, error?.code ?? status]));
+    expect(statuses).toEqual({ corpus: 'done', index: 'INDEX_FINGERPRINT', tasks: 'done', report: 'skipped' });
+    expect(finished).toEqual({ w2: 'failed' });
+  } finally {
+    await stop();
+  }
+});
+
+test('two runs share one node; the one that came first is cancelled, and the node goes on for the other', async () => {
+  const plan = [node('corpus', 'corpus', 'w3-c')];
+  const { executed, finished, start, stop } = await stage({ p: plan }, async () => work(3_000));
+  try {
+    const first = await start('w3-a', 'p');
+    await delay(700);
+    const second = await start('w3-b', 'p');
+    await delay(700);
+    await first.cancel();
+    expect(await first.result()).toEqual({ status: 'cancelled' });
+    expect(await second.result()).toEqual({ status: 'done' });
+    expect(executed).toEqual(['corpus']);
+    expect(finished).toEqual({ 'w3-a': 'cancelled', 'w3-b': 'done' });
+  } finally {
+    await stop();
+  }
+});
+
+test('a node is cancelled when its last subscriber leaves', async () => {
+  const plan = [node('corpus', 'corpus', 'w4-c')];
+  const { start, stop } = await stage({ p: plan }, async () => work(60_000));
+  try {
+    const only = await start('w4', 'p');
+    await delay(700);
+    await only.cancel();
+    expect(await only.result()).toEqual({ status: 'cancelled' });
+    const ended = (await temporal.client.workflow.getHandle('node/w4-c').result()) as NodeOutcome;
+    expect(ended.status).toBe('cancelled');
+  } finally {
+    await stop();
+  }
+});
+
+test('a gate that is not met ends the run as gate_failed', async () => {
+  const { start, stop } = await stage({ p: [node('tasks', 'tasks', 'w5-t')] }, async () => {
+    throw ApplicationFailure.nonRetryable('2 never, 0 sometimes, 1 always', 'TOO_FEW_SOLVABLE');
+  });
+  try {
+    expect(await (await start('w5', 'p')).result()).toEqual({ status: 'gate_failed' });
+  } finally {
+    await stop();
+  }
+});
