@@ -1,0 +1,223 @@
+/** The picture of a run: a frame for a terminal, lines for a pipe. Pure functions from state to text. */
+import { allNodes, type ArmState, type NodeState, type NodeStatus, type RunState } from './run-state.ts';
+import { clock, count, fit, paint, plainAscii, progressBar, type Terminal, textWidth, truncate } from './terminal.ts';
+
+type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1] };
+
+const LOOKS: Record<NodeStatus, Look> = {
+  waiting: { unicode: '·', ascii: '.', colour: 'dim' },
+  running: { unicode: '◐', ascii: '>', colour: 'cyan' },
+  done: { unicode: '✔', ascii: '+', colour: 'green' },
+  reused: { unicode: '↺', ascii: '=', colour: 'blue' },
+  failed: { unicode: '✖', ascii: 'x', colour: 'red' },
+  gate_failed: { unicode: '▲', ascii: '!', colour: 'yellow' },
+  cancelled: { unicode: '■', ascii: '#', colour: 'yellow' },
+  skipped: { unicode: '○', ascii: '-', colour: 'dim' },
+};
+const SPINNER = ['◐', '◓', '◑', '◒'];
+const ASCII_SPINNER = ['|', '/', '-', '\\'];
+
+export interface Frame {
+  now: Date;
+  /** Counts refreshes; turns the spinner. */
+  tick: number;
+  /** Set while the reader cannot reach a service. */
+  trouble?: string | null;
+  /** The line below the picture; absent in a final frame. */
+  hint?: string | null;
+}
+
+/** The whole picture, no line wider than the terminal and no more lines than it has rows. */
+export function renderFrame(state: RunState, terminal: Terminal, frame: Frame): string[] {
+  const header = renderHeader(state, terminal, frame);
+  const trouble = frame.trouble ?? state.trouble;
+  const footer = [
+    ...(trouble ? [paint(terminal, 'yellow', fitLine(terminal, `${terminal.unicode ? '⚠' : '!'} ${trouble}`))] : []),
+    ...(frame.hint ? ['', paint(terminal, 'dim', fitLine(terminal, frame.hint))] : []),
+  ];
+  const layout = measure(state, terminal);
+  const room = terminal.rows - 1 - header.length - footer.length - 1;
+  const body = renderArms(state, terminal, layout, frame);
+  const shown = body.length <= room ? body : renderArms(collapse(state, body.length - room), terminal, layout, frame);
+  return [...header, '', ...shown.slice(0, Math.max(1, room)), ...footer];
+}
+
+function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): string[] {
+  const elapsed = clock(((state.ended_at ?? now).getTime() - state.created_at.getTime()) / 1000);
+  const left = terminal.unicode ? '≈' : '~';
+  const eta = state.eta_seconds === null ? '' : `  ${left}${clock(state.eta_seconds)} left`;
+  const status = state.status.replace('_', ' ');
+  const look = state.status === 'running' ? LOOKS.running : LOOKS[state.status];
+  const nodes = allNodes(state);
+  const ended = nodes.filter((node) => node.status !== 'waiting' && node.status !== 'running').length;
+  const facts = `  ${status}  ${elapsed}${eta}  ${ended}/${nodes.length} nodes`;
+  const title = truncate(state.run, Math.max(8, terminal.columns - textWidth(facts)), terminal.unicode ? '…' : '...');
+  const line = truncate(facts, Math.max(0, terminal.columns - textWidth(title)), '');
+  const painted = line.replace(`  ${status}`, () => `  ${paint(terminal, look.colour, status)}`);
+  return [
+    paint(terminal, 'bold', title) + painted,
+    ...(state.mlflow_url ? [paint(terminal, 'dim', fitLine(terminal, `MLflow ${state.mlflow_url}`))] : []),
+  ];
+}
+
+interface Layout {
+  id: number;
+  kind: number;
+  status: number;
+  bar: number;
+  count: number;
+  detail: number;
+  time: number;
+}
+
+const TIME_WIDTH = 7;
+const STATUS_WIDTH = 9;
+
+/** Share the width out: what the reader needs most (name, state, time) first, the rest as there is room. */
+function measure(state: RunState, terminal: Terminal): Layout {
+  const nodes = allNodes(state);
+  const widest = (texts: string[]): number => Math.max(0, ...texts.map(textWidth));
+  const { columns } = terminal;
+  const id = Math.min(widest(nodes.map((node) => node.id)), Math.floor(columns * 0.34));
+  const kind = columns >= 90 ? widest(nodes.map((node) => node.kind)) + 2 : 0;
+  const counts = columns >= 72 ? widest(nodes.map(counted)) : 0;
+  const bar = columns >= 140 ? 20 : columns >= 90 ? 12 : columns >= 56 ? 8 : 0;
+  const used = 2 + id + 2 + kind + STATUS_WIDTH + 2 + (bar ? bar + 2 : 0) + (counts ? counts + 2 : 0) + TIME_WIDTH + 1;
+  return { id, kind, status: STATUS_WIDTH, bar, count: counts, detail: Math.max(0, columns - used), time: TIME_WIDTH };
+}
+
+function renderArms(state: RunState, terminal: Terminal, layout: Layout, frame: Frame): string[] {
+  return state.arms.flatMap((arm, position) => [
+    ...(state.arms.length > 1 ? [...(position > 0 ? [''] : []), armTitle(arm, terminal)] : []),
+    ...arm.nodes.flatMap((node) => renderNode(node, terminal, layout, frame)),
+  ]);
+}
+
+function armTitle(arm: ArmState, terminal: Terminal): string {
+  const look = arm.status === 'waiting' ? LOOKS.waiting : LOOKS[arm.status];
+  const name = fitLine(terminal, arm.arm).slice(0, terminal.columns - 14);
+  return `${paint(terminal, ['bold', 'underline'], name)} ${paint(terminal, look.colour, arm.status.replace('_', ' '))}`;
+}
+
+function renderNode(node: NodeState, terminal: Terminal, layout: Layout, frame: Frame): string[] {
+  const look = LOOKS[node.status];
+  const moving = node.status === 'running';
+  const spinner = terminal.unicode ? SPINNER : ASCII_SPINNER;
+  const symbol = moving ? (spinner[frame.tick % spinner.length] as string) : terminal.unicode ? look.unicode : look.ascii;
+  const showBar = node.total > 0 && (moving || node.status === 'failed' || node.status === 'cancelled');
+  const cells = [
+    `${paint(terminal, look.colour, symbol)} `,
+    `${fit(terminal, node.id, layout.id)}  `,
+    layout.kind ? paint(terminal, 'dim', fit(terminal, node.kind, layout.kind)) : '',
+    `${paint(terminal, look.colour, fit(terminal, statusWord(node), layout.status))}  `,
+    layout.bar ? `${showBar ? paint(terminal, look.colour, progressBar(terminal, node.done, node.total, layout.bar)) : ' '.repeat(layout.bar)}  ` : '',
+    layout.count ? `${fit(terminal, counted(node), layout.count, 'right')}  ` : '',
+    paint(terminal, 'dim', fit(terminal, details(node, terminal), layout.detail)),
+    ` ${fit(terminal, nodeClock(node, frame.now), layout.time, 'right')}`,
+  ];
+  const line = cells.join('').trimEnd();
+  if (node.error === null) return [line];
+  const mark = terminal.unicode ? '└ ' : '\\ ';
+  return [line, `  ${paint(terminal, 'red', fitLine({ ...terminal, columns: terminal.columns - 2 }, mark + node.error))}`];
+}
+
+function statusWord(node: NodeState): string {
+  return node.status === 'gate_failed' ? 'gate' : node.status;
+}
+
+function counted(node: NodeState): string {
+  return node.total > 0 ? `${count(node.done)}/${count(node.total)}` : '';
+}
+
+function details(node: NodeState, terminal: Terminal): string {
+  const parts = [
+    node.shared ? 'shared with another run' : '',
+    node.attempts > 1 && node.status === 'running' ? `attempt ${node.attempts}` : '',
+    node.detail,
+  ].filter(Boolean);
+  const text = parts.join(' · ');
+  return terminal.unicode ? text : plainAscii(text);
+}
+
+function nodeClock(node: NodeState, now: Date): string {
+  const seconds = nodeSeconds(node, now);
+  return seconds === null ? '' : clock(seconds);
+}
+
+/** How long a node has run, or ran; null where it did not run. */
+export function nodeSeconds(node: Pick<NodeState, 'started_at' | 'ended_at'>, now: Date): number | null {
+  if (!node.started_at) return null;
+  return Math.max(0, ((node.ended_at ?? now).getTime() - node.started_at.getTime()) / 1000);
+}
+
+function fitLine(terminal: Terminal, text: string): string {
+  return truncate(terminal.unicode ? text : plainAscii(text), terminal.columns, terminal.unicode ? '…' : '...');
+}
+
+/** Too many lines for the terminal: fold nodes that need no watching, those that succeeded first. */
+function collapse(state: RunState, excess: number): RunState {
+  let left = excess;
+  const fold = (arm: ArmState): ArmState => {
+    for (const quiet of [['done', 'reused'], ['waiting', 'skipped']] as const) {
+      const quietNodes = arm.nodes.filter((node) => (quiet as readonly string[]).includes(node.status) && !node.error);
+      if (left <= 0 || quietNodes.length < 2) continue;
+      const folded = new Set(quietNodes.slice(0, Math.min(quietNodes.length, left + 1)));
+      left -= folded.size - 1;
+      arm = { ...arm, nodes: withSummary(arm.nodes, folded) };
+    }
+    return arm;
+  };
+  return { ...state, arms: state.arms.map(fold) };
+}
+
+/** One line in the place of the first folded node. */
+function withSummary(nodes: readonly NodeState[], folded: ReadonlySet<NodeState>): NodeState[] {
+  const [first] = folded;
+  if (!first) return [...nodes];
+  const summary: NodeState = {
+    ...first, id: `${folded.size} nodes`, kind: '', shared: false, attempts: 0, done: 0, total: 0, detail: '', started_at: null, ended_at: null,
+  };
+  return nodes.flatMap((node) => (node === first ? [summary] : folded.has(node) ? [] : [node]));
+}
+
+/** What changed between two looks, one line each, for a pipe. The first look tells what is not waiting. */
+export function renderChanges(before: RunState | null, after: RunState, now: Date): string[] {
+  const known = new Map(before ? allNodes(before).map((node) => [`${node.arm}/${node.id}`, node]) : []);
+  const lines = allNodes(after).flatMap((node) => {
+    const was = known.get(`${node.arm}/${node.id}`);
+    const same = was ? was.status === node.status && was.error === node.error : node.status === 'waiting';
+    return same ? [] : [stampedLine(now, `${nodeLabel(after, node)} ${describeNode(node, now)}`)];
+  });
+  const runChanged = before?.status !== after.status;
+  const elapsed = clock(((after.ended_at ?? now).getTime() - after.created_at.getTime()) / 1000);
+  const ofRun = stampedLine(now, `run ${after.run} ${after.status}${after.status === 'running' ? '' : ` after ${elapsed}`}`);
+  if (!runChanged) return lines;
+  return after.status === 'running' ? [ofRun, ...lines] : [...lines, ofRun];
+}
+
+/** One line of progress over all nodes that run; empty when none reports any. */
+export function renderProgress(state: RunState, now: Date): string[] {
+  return allNodes(state)
+    .filter((node) => node.status === 'running' && (node.total > 0 || node.detail))
+    .map((node) => stampedLine(now, `${nodeLabel(state, node)} ${describeNode(node, now)}`));
+}
+
+/** A line of a pipe: the time, in UTC and without milliseconds, then the text. */
+export function stampedLine(now: Date, text: string): string {
+  return `${now.toISOString().slice(0, 19)}Z ${text}`;
+}
+
+function nodeLabel(state: RunState, node: { arm: string; id: string }): string {
+  return state.arms.length > 1 ? `${node.arm}/${node.id}` : node.id;
+}
+
+function describeNode(node: NodeState, now: Date): string {
+  const seconds = nodeSeconds(node, now);
+  const facts = [
+    counted(node),
+    node.shared ? 'shared with another run' : '',
+    node.error ?? node.detail,
+    seconds === null || node.status === 'waiting' ? '' : clock(seconds),
+  ].filter(Boolean);
+  return [node.status, ...facts].join('  ');
+}

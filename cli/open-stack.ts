@@ -1,0 +1,128 @@
+/** The services a verb talks to, opened once and closed at its end. */
+import { join } from 'node:path';
+import type { Client } from '@temporalio/client';
+import type { Pool } from 'pg';
+import { ArtifactStore } from '../activities/adapters/artifact-store.ts';
+import { type BlobStore, DirectoryBlobStore, S3BlobStore } from '../activities/adapters/blob-store.ts';
+import { ExpError } from '../schemas/errors.ts';
+import type { Profile } from '../schemas/profile.ts';
+import { type Connections, connections } from '../services/connections.ts';
+import { home } from '../services/home.ts';
+
+const CONNECT_MS = 5_000;
+/** A service that accepts a connection and then says nothing must not hold a verb for ever. */
+const ANSWER_MS = 15_000;
+
+export interface Stack {
+  pool: Pool;
+  store: ArtifactStore;
+  connections: Connections;
+  /** Connected on first use. Throws SERVICE_UNREACHABLE when Temporal does not answer within seconds. */
+  temporal(): Promise<Client>;
+  close(): Promise<void>;
+}
+
+/** The stack of a profile, or null when it is down: never started, or PostgreSQL does not answer. */
+export async function openStack(profile: Profile): Promise<Stack | null> {
+  let addresses: Connections;
+  try {
+    addresses = await connections(profile);
+  } catch (error) {
+    if (error instanceof ExpError && error.code === 'SERVICES_DOWN') return null;
+    throw error;
+  }
+  return connectStack(addresses);
+}
+
+/** Open services by address; null when PostgreSQL does not answer. */
+export async function connectStack(addresses: Connections): Promise<Stack | null> {
+  const { default: pg } = await import('pg');
+  const pool = new pg.Pool({
+    connectionString: addresses.postgres.url,
+    connectionTimeoutMillis: CONNECT_MS,
+    query_timeout: ANSWER_MS,
+    max: 4,
+    application_name: 'exp cli',
+  });
+  // A server that goes away breaks idle connections; the next query opens a new one or says so itself.
+  pool.on('error', () => {});
+  try {
+    await pool.query('select 1');
+  } catch (error) {
+    await pool.end();
+    if (isOutage(error)) return null;
+    throw error;
+  }
+  let client: Promise<Client> | null = null;
+  const temporal = (): Promise<Client> => {
+    client ??= connectTemporal(addresses.temporal);
+    client.catch(() => {
+      client = null; // ask again next time
+    });
+    return client;
+  };
+  return {
+    pool,
+    connections: addresses,
+    store: new ArtifactStore(pool, await openBlobStore(addresses.artifacts)),
+    temporal,
+    async close() {
+      const opened = await client?.catch(() => null);
+      await Promise.allSettled([pool.end(), opened?.connection.close()]);
+    },
+  };
+}
+
+/** For verbs that need the stack. Throws SERVICES_DOWN (exit 69) and says what to do. */
+export async function requireStack(profile: Profile): Promise<Stack> {
+  const stack = await openStack(profile);
+  if (stack) return stack;
+  const remedy = profile.addresses ? 'PostgreSQL does not answer at its address' : 'its services are not running; run: exp up';
+  throw new ExpError('SERVICES_DOWN', `profile ${profile.name}`, remedy);
+}
+
+async function connectTemporal({ address, namespace, tls, apiKey }: Connections['temporal']): Promise<Client> {
+  const { Client, Connection } = await import('@temporalio/client');
+  try {
+    const connection = await Connection.connect({
+      address,
+      connectTimeout: CONNECT_MS,
+      ...(tls && { tls: tls === true ? true : temporalTls(tls) }),
+      ...(apiKey !== undefined && { apiKey }),
+    });
+    return new Client({ connection, namespace });
+  } catch (cause) {
+    throw new ExpError('SERVICE_UNREACHABLE', `Temporal at ${address}`, 'no answer; `exp doctor` looks for the cause', { cause });
+  }
+}
+
+function temporalTls({ serverName, ca, cert, key }: Exclude<Connections['temporal']['tls'], true | undefined>) {
+  return {
+    ...(serverName !== undefined && { serverNameOverride: serverName }),
+    ...(ca && { serverRootCACertificate: ca }),
+    ...(cert && key && { clientCertPair: { crt: cert, key } }),
+  };
+}
+
+/** Blobs where the profile keeps them. */
+async function openBlobStore(artifacts: Connections['artifacts']): Promise<BlobStore> {
+  if (artifacts.kind === 'dir') return new DirectoryBlobStore(artifacts.path);
+  const { S3Client } = await import('@aws-sdk/client-s3');
+  const { bucket, prefix, region, endpoint } = artifacts;
+  const client = new S3Client({ region, ...(endpoint !== undefined && { endpoint, forcePathStyle: true }) });
+  return new S3BlobStore({ client, bucket, prefix, cacheRoot: join(home(), 'cache', 'blobs') });
+}
+
+const POSTGRES_OUTAGES = new Set(['57P03', '57P01', '57P02', '08006', '08001', '08004', '53300']);
+const SOCKET_OUTAGES = new Set(['ECONNREFUSED', 'ECONNRESET', 'EHOSTUNREACH', 'ENETUNREACH', 'ETIMEDOUT', 'ENOTFOUND', 'EPIPE']);
+
+/** Whether an error of PostgreSQL's client or Temporal's says that the service is away, not that the request was wrong. */
+export function isOutage(error: unknown): boolean {
+  if (error instanceof ExpError) return error.code === 'SERVICE_UNREACHABLE' || error.code === 'SERVICES_DOWN';
+  const { code, message, cause, errors } = error as { code?: unknown; message?: string; cause?: unknown; errors?: unknown[] };
+  if (typeof code === 'string' && (POSTGRES_OUTAGES.has(code) || SOCKET_OUTAGES.has(code))) return true;
+  if (typeof code === 'number' && (code === 14 || code === 4 || code === 1)) return true; // gRPC: unavailable, deadline, cancelled
+  if (/timeout exceeded|Connection terminated|Query read timeout|server closed the connection|Failed to connect/i.test(message ?? '')) return true;
+  if (Array.isArray(errors) && errors.some(isOutage)) return true;
+  return cause instanceof Error && isOutage(cause);
+}

@@ -1,0 +1,186 @@
+/** What happened in a run, told from the workflows' histories: what ran, what failed, what was tried again. */
+import type { Client, WorkflowExecutionInfo } from '@temporalio/client';
+import type { temporal } from '@temporalio/proto';
+import type { Plan } from '../schemas/plan.ts';
+import { clock, oneLine } from './terminal.ts';
+
+type HistoryEvent = temporal.api.history.v1.IHistoryEvent;
+type Failure = temporal.api.failure.v1.IFailure;
+
+export interface LogEntry {
+  at: Date;
+  /** The node, `run` or an arm. */
+  where: string;
+  text: string;
+  trouble: boolean;
+  /** The same entry read again has the same id. */
+  id: string;
+}
+
+export interface HistoryQuery {
+  run: string;
+  /** Entries before this belong to other runs that share a node. */
+  since: Date;
+  plan: Plan;
+  /** Only this node, by its id. */
+  node?: string;
+  /** Also the bookkeeping: every activity that only moved rows. */
+  all: boolean;
+}
+
+/** Rows and signals: worth a line only when they fail. */
+const BOOKKEEPING = new Set([
+  'listArms', 'loadSkeleton', 'requestNode', 'leaveNode', 'findArtifact', 'nodeStarted', 'nodeEnded', 'trackRunStarted',
+  'trackNode', 'trackArm', 'finishRun', 'resolveCheckpoint', 'stagePlan', 'acquireEngine', 'releaseEngine', 'prepareRollouts',
+]);
+
+/** All entries of a run so far, oldest first. */
+export async function readHistory(client: Client, query: HistoryQuery): Promise<LogEntry[]> {
+  const entries: LogEntry[] = [];
+  const seen = new Set<string>();
+  const nodes = new Map(query.plan.arms.flatMap((arm) => arm.nodes.map((node) => [node.key, node.id])));
+  const wanted = [...nodes].filter(([, id]) => query.node === undefined || id === query.node);
+  const roots = [...(query.node === undefined ? [`run/${query.run}`] : []), ...wanted.map(([key]) => `node/${key}`)];
+
+  const visit = async (workflowId: string): Promise<void> => {
+    if (seen.has(workflowId)) return;
+    seen.add(workflowId);
+    const where = nameOf(workflowId, nodes);
+    for (const execution of await executionsOf(client, workflowId, query.since)) {
+      const handle = client.workflow.getHandle(workflowId, execution.runId);
+      const { events } = await handle.fetchHistory();
+      const history = new HistoryReader(where, execution.runId, query.all);
+      entries.push(...(events ?? []).flatMap((event) => history.entry(event)));
+      if (execution.status.name === 'RUNNING') entries.push(...pendingEntries(await handle.describe(), where));
+      for (const child of childrenOf(events ?? [])) await visit(child);
+    }
+  };
+  for (const root of roots) await visit(root);
+  return entries.filter(({ at }) => at >= query.since).sort((a, b) => a.at.getTime() - b.at.getTime());
+}
+
+/** Every execution of a workflow id (a resume and a continue-as-new make new ones) that was alive during the run. */
+async function executionsOf(client: Client, workflowId: string, since: Date): Promise<WorkflowExecutionInfo[]> {
+  const found: WorkflowExecutionInfo[] = [];
+  for await (const info of client.workflow.list({ query: `WorkflowId = "${workflowId}"` })) {
+    if (!info.closeTime || info.closeTime >= since) found.push(info);
+  }
+  return found.sort((a, b) => a.startTime.getTime() - b.startTime.getTime());
+}
+
+/** `run`, `arm control`, `stage1`, `stage1 rollouts 2`. */
+function nameOf(workflowId: string, nodes: ReadonlyMap<string, string>): string {
+  const [type, first = '', ...rest] = workflowId.split('/');
+  const node = nodes.get(first) ?? first.slice(0, 12);
+  if (type === 'run') return 'run';
+  if (type === 'arm') return `arm ${rest.join('/')}`;
+  if (type === 'rollouts') return `${node} rollouts ${rest.join('/')}`;
+  return node;
+}
+
+function childrenOf(events: readonly HistoryEvent[]): string[] {
+  return events.flatMap((event) => {
+    const child = event.startChildWorkflowExecutionInitiatedEventAttributes?.workflowId;
+    return child ? [child] : [];
+  });
+}
+
+/** Turns the events of one execution into entries; remembers what each activity was called and when it began. */
+class HistoryReader {
+  readonly #where: string;
+  readonly #runId: string;
+  readonly #all: boolean;
+  readonly #activities = new Map<string, { name: string; scheduled: Date }>();
+  readonly #attempts = new Map<string, { attempt: number; failure: Failure | null }>();
+
+  constructor(where: string, runId: string, all: boolean) {
+    this.#where = where;
+    this.#runId = runId;
+    this.#all = all;
+  }
+
+  entry(event: HistoryEvent): LogEntry[] {
+    const told = this.#tell(event);
+    if (told === null) return [];
+    return [{ at: timeOf(event.eventTime), where: this.#where, ...told, id: `${this.#runId}/${String(event.eventId)}` }];
+  }
+
+  #tell(event: HistoryEvent): { text: string; trouble: boolean } | null {
+    return this.#workflowEvent(event) ?? this.#activityEvent(event);
+  }
+
+  #workflowEvent(event: HistoryEvent): { text: string; trouble: boolean } | null {
+    if (event.workflowExecutionStartedEventAttributes) return { text: 'begun', trouble: false };
+    if (event.workflowExecutionCompletedEventAttributes) return { text: 'ended', trouble: false };
+    if (event.workflowExecutionCancelRequestedEventAttributes) return { text: 'asked to cancel', trouble: false };
+    if (event.workflowExecutionCanceledEventAttributes) return { text: 'cancelled', trouble: false };
+    if (event.workflowExecutionTerminatedEventAttributes) {
+      return { text: `terminated: ${event.workflowExecutionTerminatedEventAttributes.reason ?? ''}`, trouble: true };
+    }
+    if (event.workflowExecutionTimedOutEventAttributes) return { text: 'timed out', trouble: true };
+    const failed = event.workflowExecutionFailedEventAttributes;
+    if (failed) return { text: `failed: ${failureText(failed.failure)}`, trouble: true };
+    const task = event.workflowTaskFailedEventAttributes;
+    if (task) return { text: `workflow code failed, waiting for a fix: ${failureText(task.failure)}`, trouble: true };
+    return null;
+  }
+
+  #activityEvent(event: HistoryEvent): { text: string; trouble: boolean } | null {
+    const scheduled = event.activityTaskScheduledEventAttributes;
+    if (scheduled) {
+      const name = scheduled.activityType?.name ?? 'activity';
+      this.#activities.set(String(event.eventId), { name, scheduled: timeOf(event.eventTime) });
+      return this.#quiet(name) ? null : { text: `${name} scheduled`, trouble: false };
+    }
+    const started = event.activityTaskStartedEventAttributes;
+    if (started) {
+      this.#attempts.set(String(started.scheduledEventId), { attempt: started.attempt ?? 1, failure: started.lastFailure ?? null });
+      return null;
+    }
+    return this.#activityEnd(event);
+  }
+
+  #activityEnd(event: HistoryEvent): { text: string; trouble: boolean } | null {
+    const { activityTaskCompletedEventAttributes: completed, activityTaskFailedEventAttributes: failed } = event;
+    const { activityTaskTimedOutEventAttributes: timedOut, activityTaskCanceledEventAttributes: cancelled } = event;
+    const end = completed ?? failed ?? timedOut ?? cancelled;
+    if (!end) return null;
+    const id = String(end.scheduledEventId);
+    const { name, scheduled } = this.#activities.get(id) ?? { name: 'activity', scheduled: timeOf(event.eventTime) };
+    const { attempt, failure } = this.#attempts.get(id) ?? { attempt: 1, failure: null };
+    const took = clock((timeOf(event.eventTime).getTime() - scheduled.getTime()) / 1000);
+    const retried = attempt > 1 ? `, attempt ${attempt}${failure ? ` after: ${failureText(failure)}` : ''}` : '';
+    if (completed) return this.#quiet(name) && attempt === 1 ? null : { text: `${name} done in ${took}${retried}`, trouble: attempt > 1 };
+    if (cancelled) return { text: `${name} cancelled after ${took}`, trouble: false };
+    return { text: `${name} failed after ${took}${retried}: ${failureText((failed ?? timedOut)?.failure)}`, trouble: true };
+  }
+
+  #quiet(name: string): boolean {
+    return !this.#all && BOOKKEEPING.has(name);
+  }
+}
+
+/** Activities at work now; their attempts enter a history only when they end. */
+function pendingEntries(description: { raw: temporal.api.workflowservice.v1.IDescribeWorkflowExecutionResponse }, where: string): LogEntry[] {
+  return (description.raw.pendingActivities ?? []).flatMap((activity) => {
+    const name = activity.activityType?.name ?? 'activity';
+    const attempt = activity.attempt ?? 1;
+    if (attempt < 2 && !activity.lastFailure) return [];
+    const text = `${name} at attempt ${attempt}${activity.lastFailure ? ` after: ${failureText(activity.lastFailure)}` : ''}`;
+    const at = activity.lastStartedTime ? timeOf(activity.lastStartedTime) : new Date();
+    return [{ at, where, text, trouble: true, id: `pending/${where}/${activity.activityId ?? ''}/${attempt}` }];
+  });
+}
+
+/** The innermost cause: its code and its first line. */
+function failureText(failure: Failure | null | undefined): string {
+  let current = failure;
+  while (current?.cause && (current.activityFailureInfo || current.childWorkflowExecutionFailureInfo)) current = current.cause;
+  const message = oneLine(current?.message ?? '') || 'no reason given';
+  const type = current?.applicationFailureInfo?.type;
+  return type && type !== 'Error' && !message.includes(type) ? `${type}: ${message}` : message;
+}
+
+function timeOf(stamp: { seconds?: unknown; nanos?: number | null } | null | undefined): Date {
+  return new Date(Number(stamp?.seconds ?? 0) * 1000 + (stamp?.nanos ?? 0) / 1e6);
+}
