@@ -27,4 +27,5 @@ export const Task = Type.Object(
   },
   { additionalProperties: false },
 );
-export type Task = Static<typeof Task>;
+/** The names of a mapped union are lost to inference, so they are put back. */
+export type Task = Omit<Static<typeof Task>, 'capability'> & { capability: Capability | 'unknown' };
