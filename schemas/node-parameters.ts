@@ -72,7 +72,7 @@ export interface PageFields {
 /** `path` is as the spec wrote it; the absolute path or glob is in `unkeyed.paths`, by source name. */
 export type CorpusSource =
   | (SourceBase & { kind: 'installed_packages'; ecosystems: ('npm' | 'python')[] })
-  | (SourceBase & { kind: 'jsonl' | 'parquet'; format: 'pages' | 'dolma' | 'literesearcher'; fields: PageFields; limit: number | null })
+  | (SourceBase & { kind: 'jsonl' | 'parquet'; fields: PageFields; limit: number | null })
   | (SourceBase & { kind: 'html' | 'markdown' | 'wet'; limit: number | null });
 
 export interface CorpusParameters {

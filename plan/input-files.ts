@@ -1,0 +1,144 @@
+/** Input files by content: SHA-256 of files, folders and globs, and what lockfiles install. */
+import { createHash } from 'node:crypto';
+import { createReadStream, existsSync } from 'node:fs';
+import { lstat, mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { glob } from 'tinyglobby';
+import { contentKey } from '../schemas/canonical.ts';
+import { fixedPart, isBelow, isGlob } from './input-paths.ts';
+
+/** A file changed within this long of its digest may change again without a new mtime. */
+const SETTLED_MS = 2_000;
+
+interface CachedDigest {
+  size: string;
+  mtime: string;
+  inode: string;
+  sha256: string;
+}
+
+export type FilesOutcome =
+  | { status: 'found'; sha256: string; count: number }
+  | { status: 'absent' }
+  /** A device, pipe or socket: reading it could wait for ever. */
+  | { status: 'not_regular'; path: string }
+  | { status: 'outside'; path: string };
+
+/** Digests of files, remembered by size, mtime and inode. */
+export class FileDigests {
+  readonly #cacheFile: string;
+  #known: Record<string, CachedDigest> | undefined;
+  #changed = false;
+
+  constructor(cacheDir: string) {
+    this.#cacheFile = join(cacheDir, 'file-digests.json');
+  }
+
+  /** One digest for whatever a path names: a file, a glob, or every file below a folder. */
+  async of(path: string, root: string): Promise<FilesOutcome> {
+    if (!isGlob(path)) {
+      if (!existsSync(path)) return { status: 'absent' };
+      const info = await stat(path);
+      if (info.isFile()) return { status: 'found', sha256: await this.#ofFile(path), count: 1 };
+      if (!info.isDirectory()) return { status: 'not_regular', path };
+    }
+    return this.#ofMany(path, root);
+  }
+
+  async #ofMany(path: string, root: string): Promise<FilesOutcome> {
+    const base = fixedPart(path);
+    if (!existsSync(base)) return { status: 'absent' };
+    const pattern = isGlob(path) ? path.slice(base.length).replace(/^\//, '') : '**/*';
+    const names = (await glob(pattern, { cwd: base, dot: false, followSymbolicLinks: false })).sort();
+    const listing: [string, string][] = [];
+    for (const name of names) {
+      const file = join(base, name);
+      if ((await lstat(file)).isSymbolicLink() && !isBelow(file, root)) return { status: 'outside', path: file };
+      if (!(await stat(file)).isFile()) return { status: 'not_regular', path: file };
+      listing.push([name, await this.#ofFile(file)]);
+    }
+    if (listing.length === 0) return { status: 'absent' };
+    return { status: 'found', sha256: contentKey(listing), count: listing.length };
+  }
+
+  async #ofFile(path: string): Promise<string> {
+    const info = await stat(path, { bigint: true });
+    const seen = { size: String(info.size), mtime: String(info.mtimeNs), inode: String(info.ino) };
+    const known = await this.#load();
+    const cached = known[path];
+    if (cached && cached.size === seen.size && cached.mtime === seen.mtime && cached.inode === seen.inode) return cached.sha256;
+    const sha256 = await hashFile(path);
+    if (Date.now() - Number(info.mtimeMs) > SETTLED_MS) {
+      known[path] = { ...seen, sha256 };
+      this.#changed = true;
+    }
+    return sha256;
+  }
+
+  async #load(): Promise<Record<string, CachedDigest>> {
+    if (this.#known === undefined) {
+      try {
+        this.#known = JSON.parse(await readFile(this.#cacheFile, 'utf8')) as Record<string, CachedDigest>;
+      } catch {
+        this.#known = {}; // absent or torn: it is only a cache
+      }
+    }
+    return this.#known;
+  }
+
+  /** Keep what was learnt. Losing it costs time only, so a full disk is no failure. */
+  async save(): Promise<void> {
+    if (!this.#changed) return;
+    try {
+      await mkdir(dirname(this.#cacheFile), { recursive: true });
+      const temporary = `${this.#cacheFile}.${process.pid}`;
+      await writeFile(temporary, JSON.stringify(this.#known));
+      await rename(temporary, this.#cacheFile);
+    } catch {
+      // the next plan reads the files again
+    }
+  }
+}
+
+async function hashFile(path: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const block of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(block as Buffer);
+  return hash.digest('hex');
+}
+
+/** (name, version, integrity) of every package that package-lock.json installs, as one digest. */
+export async function npmLockDigest(file: string): Promise<string | null> {
+  const text = await readIfThere(file);
+  if (text === null) return null;
+  const { packages = {} } = JSON.parse(text) as { packages?: Record<string, { version?: string; integrity?: string }> };
+  const installed = Object.entries(packages)
+    .filter(([name]) => name !== '')
+    .map(([name, { version = '', integrity = '' }]) => [name, version, integrity]);
+  return contentKey(installed.sort(([a = ''], [b = '']) => (a < b ? -1 : 1)));
+}
+
+/** (name, version, hashes) of every pinned line of a requirements file, as one digest. */
+export async function pythonLockDigest(file: string): Promise<string | null> {
+  const text = await readIfThere(file);
+  if (text === null) return null;
+  const pins = text
+    .replaceAll(/\\\r?\n/g, ' ')
+    .split(/\r?\n/)
+    .map((line) => line.replace(/(^|\s)#.*$/, '').trim())
+    .filter((line) => line !== '' && !line.startsWith('-'))
+    .map((line) => {
+      const [pin = '', ...options] = line.split(/\s+(?=--hash)|\s*;\s*/);
+      const [name = '', version = ''] = pin.split(/==|\s+@\s+/);
+      return [name.trim().toLowerCase().replaceAll(/[-_.]+/g, '-'), version.trim(), ...options.filter((option) => option.startsWith('--hash')).sort()];
+    });
+  return contentKey(pins.sort(([a = ''], [b = '']) => (a < b ? -1 : 1)));
+}
+
+async function readIfThere(file: string): Promise<string | null> {
+  try {
+    return await readFile(file, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
+}

@@ -1,0 +1,119 @@
+/** A document in which every key and value knows its file, line and column, through all of composition. */
+import type { Place } from './problem.ts';
+
+export type Scalar = string | number | boolean | null;
+export interface LocatedScalar {
+  kind: 'scalar';
+  at: Place;
+  value: Scalar;
+}
+export interface LocatedList {
+  kind: 'list';
+  at: Place;
+  items: Located[];
+}
+export interface LocatedMap {
+  kind: 'map';
+  at: Place;
+  entries: Map<string, Entry>;
+}
+/** `!unset`: removes the key from what lies below. */
+export interface Unset {
+  kind: 'unset';
+  at: Place;
+}
+export type Located = LocatedScalar | LocatedList | LocatedMap | Unset;
+export interface Entry {
+  /** Where the key stands; problems with a missing or unknown key point here. */
+  key: Place;
+  value: Located;
+}
+
+export type Path = readonly (string | number)[];
+
+/** Lay `upper` over `lower`: maps merge deeply, everything else is replaced; `!unset` stays until `dropUnset`. */
+export function merge(lower: Located, upper: Located): Located {
+  if (lower.kind !== 'map' || upper.kind !== 'map') return upper;
+  const entries = new Map(lower.entries);
+  for (const [name, entry] of upper.entries) {
+    const below = entries.get(name);
+    entries.set(name, below === undefined ? entry : { key: entry.key, value: merge(below.value, entry.value) });
+  }
+  return { kind: 'map', at: upper.at, entries };
+}
+
+/** Remove the keys that were unset, once nothing can lie below any more. */
+export function dropUnset(node: Located): Located {
+  if (node.kind === 'list') return { ...node, items: node.items.map(dropUnset) };
+  if (node.kind !== 'map') return node;
+  const kept = [...node.entries].filter(([, { value }]) => value.kind !== 'unset');
+  return { ...node, entries: new Map(kept.map(([name, { key, value }]) => [name, { key, value: dropUnset(value) }])) };
+}
+
+export function child(node: Located | undefined, name: string): Located | undefined {
+  return node?.kind === 'map' ? node.entries.get(name)?.value : undefined;
+}
+
+export function nodeAt(root: Located, path: Path): Located | undefined {
+  let node: Located | undefined = root;
+  for (const step of path) node = node?.kind === 'list' ? node.items[Number(step)] : child(node, String(step));
+  return node;
+}
+
+/** Where the value at a path stands; of what is missing, where the nearest part above it stands. */
+export function placeAt(root: Located, path: Path): Place {
+  for (let length = path.length; length > 0; length--) {
+    const found = nodeAt(root, path.slice(0, length));
+    if (found) return length === path.length ? found.at : keyPlaceAt(root, path.slice(0, length));
+  }
+  return root.at;
+}
+
+/** Where the key of a path stands; of list items and the root, where the value stands. */
+export function keyPlaceAt(root: Located, path: Path): Place {
+  const parent = path.length === 0 ? undefined : nodeAt(root, path.slice(0, -1));
+  const entry = parent?.kind === 'map' ? parent.entries.get(String(path.at(-1))) : undefined;
+  return entry?.key ?? nodeAt(root, path)?.at ?? placeAt(root, path);
+}
+
+/** The same document with another value at a path; maps on the way are made. */
+export function withValue(root: Located, path: readonly string[], value: Located): Located {
+  const [name, ...rest] = path;
+  if (name === undefined) return value;
+  const entries = new Map(root.kind === 'map' ? root.entries : []);
+  const below = entries.get(name);
+  const empty: LocatedMap = { kind: 'map', at: value.at, entries: new Map() };
+  entries.set(name, { key: below?.key ?? value.at, value: withValue(below?.value ?? empty, rest, value) });
+  return { kind: 'map', at: root.at, entries };
+}
+
+/** Plain data. Maps have no prototype on the way in, so no key can reach one. */
+export function toPlain(node: Located): unknown {
+  switch (node.kind) {
+    case 'scalar':
+      return node.value;
+    case 'list':
+      return node.items.map(toPlain);
+    case 'map':
+      return Object.fromEntries([...node.entries].map(([name, { value }]) => [name, toPlain(value)]));
+    case 'unset':
+      return null;
+  }
+}
+
+/** Data that nobody wrote: a default stands where its section does. */
+export function fromPlain(value: unknown, at: Place): Located {
+  if (Array.isArray(value)) return { kind: 'list', at, items: value.map((item) => fromPlain(item, at)) };
+  if (typeof value === 'object' && value !== null) {
+    const entries = Object.entries(value).map(([name, item]) => [name, { key: at, value: fromPlain(item, at) }] as const);
+    return { kind: 'map', at, entries: new Map(entries) };
+  }
+  return { kind: 'scalar', at, value: value as Scalar };
+}
+
+/** Every leaf with its path. */
+export function* leaves(node: Located, path: Path = []): Generator<{ path: Path; leaf: LocatedScalar | Unset }> {
+  if (node.kind === 'map') for (const [name, { value }] of node.entries) yield* leaves(value, [...path, name]);
+  else if (node.kind === 'list') for (const [index, item] of node.items.entries()) yield* leaves(item, [...path, index]);
+  else yield { path, leaf: node };
+}

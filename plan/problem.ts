@@ -1,0 +1,62 @@
+/** What is wrong with a spec, and where. Problems are collected, so that one run shows them all. */
+import { closest, distance } from 'fastest-levenshtein';
+
+/** Line and column count from 1. */
+export interface Place {
+  file: string;
+  line: number;
+  column: number;
+}
+
+export interface Problem extends Place {
+  code: string;
+  /** One sentence; never holds a value that may be a secret. */
+  message: string;
+  /** What to write instead, where that is known. */
+  hint?: string;
+}
+
+/** More than anybody reads; a broken file would fill the screen. */
+export const MAX_PROBLEMS = 100;
+const MAX_MESSAGE = 600;
+
+export function problem(code: string, { file, line, column }: Place, message: string, hint?: string): Problem {
+  const shown = message.length > MAX_MESSAGE ? `${message.slice(0, MAX_MESSAGE)}…` : message;
+  return { file, line, column, code, message: shown, ...(hint !== undefined && { hint }) };
+}
+
+export const placeText = ({ file, line, column }: Place): string => `${file}:${line}:${column}`;
+
+/** `file:line:col: CODE: message (did you mean …)`. */
+export function problemLine(found: Problem): string {
+  const hint = found.hint === undefined ? '' : ` (${found.hint})`;
+  return `${placeText(found)}: ${found.code}: ${found.message}${hint}`;
+}
+
+/** `did you mean …`, when one of the candidates is near enough to be meant. */
+export function didYouMean(name: string, candidates: readonly string[]): string | undefined {
+  if (candidates.length === 0 || name.length > 64) return undefined;
+  const near = closest(name, candidates);
+  return distance(name, near) <= Math.max(1, Math.floor(near.length / 3)) ? `did you mean \`${near}\`?` : undefined;
+}
+
+/** In the order of the files and lines, each once. */
+export function sortProblems(problems: readonly Problem[]): Problem[] {
+  const files = [...new Set(problems.map(({ file }) => file))];
+  const seen = new Set<string>();
+  return [...problems]
+    .sort((a, b) => files.indexOf(a.file) - files.indexOf(b.file) || a.line - b.line || a.column - b.column)
+    .filter((found) => {
+      const line = problemLine(found);
+      return !seen.has(line) && seen.add(line) !== undefined;
+    })
+    .slice(0, MAX_PROBLEMS);
+}
+
+/** Text of a spec as it may stand in a message: short, on one line, without control characters. */
+export function quoted(value: unknown): string {
+  const text = typeof value === 'string' ? value : (JSON.stringify(value) ?? String(value));
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
+  const clean = text.replace(/[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ud800-\udfff]/g, '�');
+  return `\`${clean.length > 60 ? `${clean.slice(0, 60)}…` : clean}\``;
+}

@@ -1,0 +1,102 @@
+/**
+ * Puts values in the place of `${vars.NAME}` and checks the references that stay: `${env:NAME}` in paths, and
+ * checkpoints, which become edges of the plan. Anything else in `${…}` is text: there are no templates.
+ */
+import type { Located, LocatedMap, Path } from './located.ts';
+import { child } from './located.ts';
+import { didYouMean, type Place, type Problem, problem, quoted } from './problem.ts';
+import { chooseShape, partOf, type SchemaView } from './schema-walk.ts';
+
+const REFERENCE = /(\$?)\$\{([^{}]*)\}/g;
+const ENV = /^env:[A-Za-z_][A-Za-z0-9_]*$/;
+const NAMED = /^[a-z_][a-z0-9_]*(\.[a-z0-9_]+)*$/i;
+
+export interface ReferenceResult {
+  root: Located;
+  problems: Problem[];
+}
+
+export function resolveReferences(root: LocatedMap, schema: SchemaView): ReferenceResult {
+  const resolver = new Resolver(child(root, 'vars'));
+  return { root: resolver.resolve(root, schema, []), problems: resolver.problems };
+}
+
+class Resolver {
+  readonly problems: Problem[] = [];
+  readonly #vars: Located | undefined;
+
+  constructor(vars: Located | undefined) {
+    this.#vars = vars;
+  }
+
+  resolve(node: Located, schema: SchemaView | undefined, path: Path): Located {
+    const shape = schema && chooseShape(schema, node);
+    if (node.kind === 'map') {
+      const entries = [...node.entries].map(
+        ([name, { key, value }]) => [name, { key, value: this.resolve(value, partOf(shape, name), [...path, name]) }] as const,
+      );
+      return { ...node, entries: new Map(entries) };
+    }
+    if (node.kind === 'list') {
+      return { ...node, items: node.items.map((item, index) => this.resolve(item, partOf(shape, index), [...path, index])) };
+    }
+    if (node.kind === 'unset' || typeof node.value !== 'string' || !node.value.includes('${')) return node;
+    return this.#resolveText(node.value, node.at, shape?.holds, path);
+  }
+
+  #resolveText(text: string, at: Place, holds: SchemaView['holds'], path: Path): Located {
+    const whole = text.match(/^\$\{vars\.([a-z0-9_]+)\}$/);
+    if (whole && path[0] !== 'vars') return this.#variable(whole[1] as string, at) ?? { kind: 'scalar', at, value: text };
+    const value = text.replace(REFERENCE, (all, escaped: string, inner: string) => {
+      if (escaped !== '') return all.slice(1);
+      return this.#inText(inner, all, at, holds, path);
+    });
+    return { kind: 'scalar', at, value };
+  }
+
+  #inText(inner: string, all: string, at: Place, holds: SchemaView['holds'], path: Path): string {
+    if (ENV.test(inner)) {
+      this.#checkEnv(inner.slice('env:'.length), at, holds, path);
+      return all;
+    }
+    if (!NAMED.test(inner)) return all; // text, such as ${7*7}
+    if (holds === 'checkpoint') return all; // an edge of the plan; checked with the stages
+    const refuse = (message: string): string => {
+      this.problems.push(problem('REF', at, message));
+      return all;
+    };
+    if (path[0] === 'vars') return refuse('`vars` holds plain values; references are not followed there');
+    const name = inner.match(/^vars\.([a-z0-9_]+)$/)?.[1];
+    if (name === undefined) {
+      return refuse(
+        /^(base|policy\.base|stages\.)/.test(inner)
+          ? `${quoted(all)} names weights; only a field that takes weights, such as \`from\`, can hold it`
+          : `${quoted(all)} refers to nothing; there are \`\${vars.NAME}\`, \`\${env:NAME}\`, \`\${policy.base}\` and \`\${stages.NAME.checkpoint}\``,
+      );
+    }
+    const found = this.#variable(name, at);
+    if (found === null) return all;
+    if (found.kind !== 'scalar') return refuse(`${quoted(all)} is not a single value, so it cannot be part of a text`);
+    return String(found.value);
+  }
+
+  /** The value of a variable, standing where it is used. */
+  #variable(name: string, at: Place): Located | null {
+    const found = child(this.#vars, name);
+    if (found === undefined) {
+      const names = this.#vars?.kind === 'map' ? [...this.#vars.entries.keys()] : [];
+      this.problems.push(problem('REF', at, `there is no variable ${quoted(name)}`, didYouMean(name, names)));
+      return null;
+    }
+    return found.kind === 'scalar' ? { ...found, at } : found;
+  }
+
+  #checkEnv(name: string, at: Place, holds: SchemaView['holds'], path: Path): void {
+    const isSecretName = /KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL/i.test(name);
+    if (holds === 'path' && !isSecretName) return;
+    const field = path.filter((step) => typeof step === 'string').join('.');
+    this.problems.push(
+      problem('SECRET_FIELD', at, `\`${field}\` takes no \`\${env:…}\`: its value is stored, hashed and shown; only paths may name a variable`),
+    );
+  }
+}

@@ -1,0 +1,96 @@
+/**
+ * From layers to one spec, in this order: files of `extends`, the file, `-f` overlays, command line (later:
+ * ablation arm, sweep point), `like`, `benchmark_defaults`, references, defaults, validation.
+ */
+import { Experiment } from '../schemas/experiment.ts';
+import { fillDefaults } from './defaults.ts';
+import { child, dropUnset, type Located, type LocatedMap, merge, toPlain, withValue } from './located.ts';
+import { type Assignment, applyAssignments } from './overrides.ts';
+import { didYouMean, type Problem, problem, quoted } from './problem.ts';
+import { resolveReferences } from './references.ts';
+import { viewOf } from './schema-walk.ts';
+import { validateSpec } from './validate-spec.ts';
+
+/** One source of values; a later layer wins. */
+export type Layer = { kind: 'document'; root: LocatedMap } | { kind: 'assignments'; assignments: readonly Assignment[] };
+
+export interface Resolved {
+  /** Typed only when `isValid`; otherwise as far as it could be read. */
+  experiment: Experiment;
+  /** The same, with the place of every value. */
+  root: Located;
+  isValid: boolean;
+  problems: Problem[];
+}
+
+export function resolveSpec(layers: readonly Layer[]): Resolved {
+  const schema = viewOf(Experiment);
+  const composed = composeLayers(layers);
+  const liked = expandLike(composed.root);
+  const inherited = inheritBenchmarkDefaults(dropUnset(liked.root) as LocatedMap);
+  const referenced = resolveReferences(inherited, schema);
+  const root = fillDefaults(schema, referenced.root);
+  const invalid = validateSpec(root);
+  return {
+    experiment: toPlain(root) as Experiment,
+    root,
+    isValid: invalid.length === 0,
+    problems: [...composed.problems, ...liked.problems, ...referenced.problems, ...invalid],
+  };
+}
+
+function composeLayers(layers: readonly Layer[]): { root: Located; problems: Problem[] } {
+  const problems: Problem[] = [];
+  let root: Located | undefined;
+  for (const layer of layers) {
+    if (layer.kind === 'document') {
+      root = root === undefined ? layer.root : merge(root, layer.root);
+    } else if (root !== undefined) {
+      const applied = applyAssignments(root, layer.assignments);
+      root = applied.root;
+      problems.push(...applied.problems);
+    }
+  }
+  return { root: root ?? { kind: 'map', at: { file: '', line: 1, column: 1 }, entries: new Map() }, problems };
+}
+
+/** A stage that says `like: other` is laid over that stage, as it is after everything before. */
+function expandLike(root: Located): { root: Located; problems: Problem[] } {
+  const problems: Problem[] = [];
+  const stages = child(root, 'curriculum');
+  if (stages?.kind !== 'map') return { root, problems };
+
+  const expand = (name: string, above: readonly string[]): Located => {
+    const stage = child(stages, name) as Located;
+    const like = child(stage, 'like');
+    if (stage.kind !== 'map' || like === undefined || like.kind === 'unset') return stage;
+    const entries = new Map(stage.entries);
+    entries.delete('like');
+    const own: LocatedMap = { ...stage, entries };
+    const other = like.kind === 'scalar' && typeof like.value === 'string' ? like.value : '';
+    if (above.includes(other) || other === name) {
+      problems.push(problem('CYCLE', like.at, `stages are like each other in a circle: ${[...above, name, other].join(' → ')}`));
+      return own;
+    }
+    if (!stages.entries.has(other)) {
+      problems.push(problem('REF', like.at, `there is no stage ${quoted(other)}`, didYouMean(other, [...stages.entries.keys()])));
+      return own;
+    }
+    return merge(expand(other, [...above, name]), own);
+  };
+
+  const names = [...stages.entries.keys()].filter((name) => child(child(stages, name), 'like') !== undefined);
+  const changed = names.reduce<Located>((whole, name) => withValue(whole, ['curriculum', name], expand(name, [])), root);
+  return { root: changed, problems };
+}
+
+/** `benchmark_defaults` lies under every benchmark; it is kept in no other place. */
+function inheritBenchmarkDefaults(root: LocatedMap): LocatedMap {
+  const defaults = child(root, 'benchmark_defaults');
+  const benchmarks = child(root, 'benchmarks');
+  if (defaults?.kind !== 'map' || benchmarks?.kind !== 'map') return root;
+  return [...benchmarks.entries].reduce<Located>(
+    (whole, [name, { value }]) => (value.kind === 'map' ? withValue(whole, ['benchmarks', name], merge(defaults, value)) : whole),
+    root,
+  ) as LocatedMap;
+}

@@ -1,0 +1,579 @@
+/**
+ * What an experiment file says. The definitions below are the type, the JSON Schema, the validator and the
+ * reference in docs/spec.md at once.
+ *
+ * A property with a `default` is filled in before validation, so it is not optional in the type; a property
+ * that is `Type.Optional` may be absent. Three more annotations:
+ *   key: false   the value does not decide any result, so it enters no node's key
+ *   code: …      the problem reported when the value does not match (default: TYPE or RANGE)
+ *   holds: …     'path' may hold `${env:NAME}`; 'checkpoint' is a reference to weights; 'secret' names a secret
+ */
+import { type Static, type TObject, type TProperties, type TSchema, Type } from 'typebox';
+import { CAPABILITIES } from './task.ts';
+
+export const NAME_PATTERN = '^[a-z][a-z0-9_]{0,62}$';
+/** Names of devices on some file systems, and of node ids that a stage would collide with. */
+export const RESERVED_NAMES = ['con', 'prn', 'aux', 'nul', 'corpus', 'index', 'tasks', 'report', 'base', 'last'] as const;
+
+const closed = { additionalProperties: false } as const;
+const object = <P extends TProperties>(properties: P, options: Record<string, unknown> = {}) =>
+  Type.Object(properties, { ...closed, ...options });
+const words = <const W extends readonly string[]>(values: W, options: Record<string, unknown>) =>
+  Type.Unsafe<W[number]>({ type: 'string', enum: values, ...options });
+
+/** A map of names to values of one shape, in the order of the file. */
+function named<S extends TSchema>(value: S, options: Record<string, unknown>) {
+  return Type.Unsafe<Record<string, Static<S>>>({
+    type: 'object',
+    propertyNames: { type: 'string', pattern: NAME_PATTERN, not: { enum: RESERVED_NAMES }, code: 'NAME' },
+    additionalProperties: value,
+    minProperties: 1,
+    ...options,
+  });
+}
+
+/** One of several shapes, told apart by `kind`. */
+function byKind<const S extends readonly TSchema[]>(shapes: S, options: Record<string, unknown>) {
+  return Type.Unsafe<Static<S[number]>>({
+    type: 'object',
+    required: ['kind'],
+    discriminator: { propertyName: 'kind' },
+    oneOf: shapes,
+    ...options,
+  });
+}
+
+/** The same properties, each one optional and without its default: values a part may set for itself. */
+function overrides<P extends TProperties>(schema: TObject<P>, options: Record<string, unknown>) {
+  const properties = Object.fromEntries(
+    Object.entries(schema.properties).map(([name, property]) => {
+      const { default: _default, ...rest } = property as TSchema & { default?: unknown };
+      return [name, Type.Optional(Type.Unsafe(rest))];
+    }),
+  );
+  return Type.Unsafe<Partial<Static<TObject<P>>>>(object(properties, options));
+}
+
+const share = (options: Record<string, unknown>) => Type.Number({ minimum: 0, maximum: 1, ...options });
+const count = (options: Record<string, unknown>) => Type.Integer({ minimum: 1, maximum: 1_000_000_000, ...options });
+const tokens = (options: Record<string, unknown>) =>
+  Type.Integer({ minimum: 1, maximum: 16_777_216, unit: 'tokens', ...options });
+const path = (options: Record<string, unknown>) =>
+  Type.String({ minLength: 1, maxLength: 4096, holds: 'path', ...options });
+/** Never begins with a dash and holds no white space, so it cannot become an option or a second word of a command. */
+const modelName = (options: Record<string, unknown>) =>
+  Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$', code: 'ARG', ...options });
+const seed = (description: string) => Type.Optional(Type.Integer({ minimum: 0, maximum: 2_147_483_647, description }));
+const checkpointReference = Type.String({
+  pattern: '^\\$\\{(base|policy\\.base|stages\\.[a-z][a-z0-9_]*\\.checkpoint)\\}$',
+  code: 'REF',
+  holds: 'checkpoint',
+  default: '${policy.base}',
+  description: 'Weights to start from: `${policy.base}`, or `${stages.NAME.checkpoint}` of an earlier stage.',
+});
+const secret = (description: string) =>
+  Type.Unsafe<{ env: string } | { file: string }>({
+    type: 'object',
+    holds: 'secret',
+    description: `${description} The name of a variable (\`{ env: NAME }\`) or a file (\`{ file: PATH }\`); never the value.`,
+    properties: { env: { type: 'string', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' }, file: { type: 'string', minLength: 1 } },
+    additionalProperties: false,
+    minProperties: 1,
+    maxProperties: 1,
+    key: false,
+  });
+
+const origin = {
+  licence: Type.String({ default: 'unknown', maxLength: 500, description: 'Licence of the data; shown in manifests and reports.' }),
+  provenance: Type.String({ default: 'unknown', maxLength: 2000, description: 'Where the data came from; shown in manifests and reports.' }),
+};
+const expect = Type.Optional(
+  object(
+    { records: count({ description: 'Records the source must have.', unit: 'records', key: false }) },
+    { description: 'Checked while loading; a difference stops the node.' },
+  ),
+);
+const limit = Type.Optional(count({ description: 'Take this many records, chosen by the seed; larger limits contain smaller ones.', unit: 'records' }));
+
+const CorpusSource = byKind(
+  [
+    object({
+      kind: Type.Literal('installed_packages', { description: 'Documentation of the packages installed in this checkout.' }),
+      ecosystems: Type.Array(words(['npm', 'python'], { description: 'A package manager.' }), {
+        minItems: 1,
+        uniqueItems: true,
+        default: ['npm', 'python'],
+        description: 'Which packages are read.',
+      }),
+      ...origin,
+      licence: Type.String({ default: 'as each package declares', maxLength: 500, description: 'Licence of the data; each page names its own.' }),
+      provenance: Type.String({ default: 'installed in this checkout', maxLength: 2000, description: 'Where the data came from.' }),
+    }),
+    object({
+      kind: words(['jsonl', 'parquet'], { description: 'Files of records, one page each; `.gz` and `.zst` are read too.' }),
+      path: path({ description: 'File, or glob, relative to the spec or below `${env:NAME}`.' }),
+      fields: object(
+        {
+          url: Type.String({ default: 'url', description: 'Column with the URL. A record without one gets `doc:<id>`.' }),
+          id: Type.String({ default: 'id', description: 'Column with the id.' }),
+          title: Type.String({ default: 'title', description: 'Column with the title.' }),
+          text: Type.String({ default: 'text', description: 'Column with the text.' }),
+        },
+        { default: {}, description: 'Which columns are read; the shapes of BEIR, Dolma, LiteResearcher and Search-R1 are recognised too.' },
+      ),
+      limit,
+      expect,
+      ...origin,
+    }),
+    object({
+      kind: words(['html', 'markdown', 'wet'], { description: 'A folder of HTML or Markdown files, or WET files of a crawl.' }),
+      path: path({ description: 'Folder, file or glob, relative to the spec or below `${env:NAME}`.' }),
+      limit,
+      expect,
+      ...origin,
+    }),
+  ],
+  { description: 'Where pages come from.' },
+);
+
+const Corpus = object(
+  {
+    sources: named(CorpusSource, { description: 'Sources of pages, by name.' }),
+    limit: Type.Optional(
+      object(
+        {
+          pages: Type.Optional(count({ description: 'At most this many pages, chosen by page hash.', unit: 'pages' })),
+          chunks: Type.Optional(count({ description: 'At most as many pages as give this many chunks.', unit: 'chunks' })),
+        },
+        { minProperties: 1, description: 'Keeps a corpus small.' },
+      ),
+    ),
+    near_duplicates: Type.Optional(
+      object(
+        { threshold: share({ exclusiveMinimum: 0, description: 'Estimated Jaccard similarity of word shingles from which a page is dropped.', unit: 'share' }) },
+        { description: 'Drop near duplicates by MinHash; exact ones are always dropped.' },
+      ),
+    ),
+  },
+  { description: 'The pages an agent can find and read.' },
+);
+
+const Index = object(
+  {
+    embedder: object(
+      {
+        model: modelName({ description: 'Name in the registry `embedders` of the profile.' }),
+        precision: words(['fp32', 'fp16', 'int8'], { default: 'fp32', description: 'Weights of the embedder.' }),
+      },
+      { description: 'What turns text into vectors.' },
+    ),
+    chunk: object(
+      {
+        tokens: tokens({ default: 200, minimum: 8, maximum: 8192, description: 'Length of a chunk, counted by the embedder\'s tokenizer.' }),
+        overlap: tokens({ default: 40, minimum: 0, maximum: 4096, description: 'Tokens a chunk shares with the one before.' }),
+      },
+      { default: {}, description: 'How pages are cut.' },
+    ),
+    dense: object(
+      {
+        type: words(['hnsw', 'flat', 'diskann'], { default: 'hnsw', description: 'Index over the vectors.' }),
+        metric: words(['cosine', 'ip', 'l2'], { default: 'cosine', description: 'Similarity of vectors.' }),
+      },
+      { default: {}, description: 'Search by meaning.' },
+    ),
+    sparse: words(['bm25', 'none'], { default: 'bm25', description: 'Search by words.' }),
+    fusion: byKind(
+      [
+        object({
+          kind: Type.Literal('rrf', { description: 'Reciprocal rank fusion.' }),
+          k: Type.Integer({ minimum: 1, maximum: 10_000, default: 60, description: 'Constant added to each rank.' }),
+        }),
+        object({
+          kind: Type.Literal('weighted', { description: 'Weighted sum of normalised scores.' }),
+          dense: Type.Number({ minimum: 0, maximum: 1000, default: 1, description: 'Weight of the dense score.' }),
+          sparse: Type.Number({ minimum: 0, maximum: 1000, default: 1, description: 'Weight of the BM25 score.' }),
+        }),
+      ],
+      { default: { kind: 'rrf' }, description: 'How the two rankings become one.' },
+    ),
+  },
+  { description: 'Chunks, vectors and words, in Milvus.' },
+);
+
+const TaskSource = byKind(
+  [
+    object({
+      kind: Type.Literal('generated', { description: 'Questions made from the corpus, with checkable answers.' }),
+      from: Type.Literal('corpus', { default: 'corpus', description: 'What they are made from.' }),
+      count: count({ description: 'Questions to make, over all capabilities and splits.', unit: 'tasks' }),
+      seed: seed('Chooses pages and templates; derived from the root seed when absent.'),
+    }),
+    object({
+      kind: words(['jsonl', 'parquet'], { description: 'Questions with reference answers, one a record.' }),
+      path: path({ description: 'File, or glob, relative to the spec or below `${env:NAME}`.' }),
+      fields: object(
+        {
+          id: Type.String({ default: 'id', description: 'Column with the id.' }),
+          question: Type.String({ default: 'question', description: 'Column with the question.' }),
+          answer: Type.String({ default: 'answer', description: 'Column with the reference answer.' }),
+          aliases: Type.String({ default: 'aliases', description: 'Column with other spellings that count as correct.' }),
+          gold_ids: Type.String({ default: 'gold_doc_ids', description: 'Column with ids of evidence pages; their URLs are `doc:<id>`.' }),
+          deny_urls: Type.String({ default: 'deny_urls', description: 'Column with URLs the agent must not see.' }),
+          capability: Type.String({ default: 'capability', description: 'Column with the capability asked for.' }),
+        },
+        { default: {}, description: 'Which columns are read; only question and answer must exist.' },
+      ),
+      limit,
+      expect,
+      seed: seed('Chooses records when `limit` is set; derived from the root seed when absent.'),
+      ...origin,
+    }),
+  ],
+  { description: 'Where questions come from.' },
+);
+
+const Tasks = object(
+  {
+    sources: named(TaskSource, { description: 'Sources of questions, by name.' }),
+    mix: Type.Optional(
+      object(
+        Object.fromEntries(
+          CAPABILITIES.map((name) => [name, Type.Optional(share({ description: `Share of ${name.replace('_', ' ')} questions.`, unit: 'share' }))]),
+        ),
+        { minProperties: 1, description: 'Capabilities of generated questions; the shares sum to 1.' },
+      ),
+    ),
+    splits: named(share({ exclusiveMinimum: 0, description: 'Share of the tasks.', unit: 'share' }), {
+      default: { train: 1 },
+      description: 'Disjoint parts of the tasks; the shares sum to 1.',
+    }),
+    limit: Type.Optional(count({ description: 'Take this many tasks over all sources, chosen by the seed.', unit: 'tasks' })),
+    seed: seed('Divides tasks among splits; derived from the root seed when absent.'),
+  },
+  { description: 'Questions with answers.' },
+);
+
+const Policy = object(
+  {
+    base: modelName({ description: 'Name in the registry `models` of the profile.' }),
+    engine: words(['vllm', 'sglang'], { default: 'vllm', description: 'What serves it; recorded in manifests.', key: false }),
+    dtype: words(['float32', 'bfloat16'], { default: 'float32', description: 'Number format of the base weights while training.' }),
+    adapter: Type.Optional(
+      object(
+        {
+          lora_rank: Type.Integer({ minimum: 1, maximum: 4096, description: 'Rank of the update.' }),
+          lora_alpha: Type.Optional(Type.Number({ exclusiveMinimum: 0, maximum: 65_536, description: 'Scale of the update times its rank; twice the rank when absent.' })),
+          lora_dropout: share({ default: 0, exclusiveMaximum: 1, description: 'Dropout before the adapter.', unit: 'share' }),
+        },
+        { description: 'Train a LoRA adapter on all linear layers; all weights are trained when absent.' },
+      ),
+    ),
+  },
+  { description: 'The model that is trained.' },
+);
+
+const Agent = object(
+  {
+    tools: Type.Array(Type.String({ description: 'A tool.' }), { minItems: 1, uniqueItems: true, default: ['search', 'visit'], description: 'Tools the agent may call.' }),
+    max_turns: count({ default: 8, maximum: 10_000, description: 'Completions before the answer is forced.', unit: 'turns' }),
+    max_turn_tokens: tokens({ default: 512, minimum: 8, description: 'Length of one completion.' }),
+    observation_tokens: tokens({ default: 512, minimum: 8, description: 'Length of one observation.' }),
+    search_results: count({ default: 5, maximum: 100, description: 'Results of one search call.', unit: 'results' }),
+    context_management: words(['none'], { default: 'none', description: 'What is done when the context is full.' }),
+    deny_urls: words(['none', 'from_task'], { default: 'from_task', description: 'Whether URLs a task forbids are hidden.' }),
+  },
+  { description: 'The agent loop.' },
+);
+
+const Reward = object(
+  {
+    outcome: words(['exact_match', 'f1', 'judge'], { default: 'exact_match', description: 'What the answer is scored by, after normalisation.' }),
+    format_penalty: Type.Number({ minimum: 0, maximum: 100, default: 1, description: 'Reward of a trajectory with invalid format is minus this.' }),
+  },
+  { description: 'What a trajectory earns.' },
+);
+
+const Judge = object(
+  {
+    model: modelName({ description: 'Name in the registry `models` of the profile.' }),
+    url: Type.Optional(
+      Type.Unsafe<string | { env: string }>({
+        anyOf: [
+          { type: 'string', maxLength: 2048 },
+          { type: 'object', properties: { env: { type: 'string', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' } }, required: ['env'], additionalProperties: false },
+        ],
+        description: 'Address, or `{ env: NAME }`.',
+        key: false,
+      }),
+    ),
+    api_key: Type.Optional(secret('Token of the judge.')),
+    prompt: path({ description: 'File with the prompt; slots {question}, {answer}, {reference}.' }),
+    retries: Type.Integer({ minimum: 0, maximum: 100, default: 3, description: 'Attempts after a failed one.', key: false }),
+    on_failure: words(['retry_later', 'fail'], { default: 'retry_later', description: 'What an unusable verdict does; it is never a zero.', key: false }),
+  },
+  { description: 'A model that scores answers.' },
+);
+
+const Sampling = object(
+  {
+    temperature: Type.Number({ minimum: 0, maximum: 100, default: 1, description: 'Divides the logits; 0 takes the likeliest token.' }),
+    top_p: share({ exclusiveMinimum: 0, default: 1, description: 'Smallest set of tokens with this much probability.', unit: 'share' }),
+  },
+  { description: 'How completions are sampled.' },
+);
+
+const Difficulty = object(
+  {
+    tasks: Type.Optional(count({ description: 'How many tasks are tried; all of the split when absent.', unit: 'tasks' })),
+    rollouts: Type.Integer({ minimum: 2, maximum: 1024, description: 'Trajectories sampled per task to estimate its pass rate.', unit: 'trajectories' }),
+    keep: object(
+      {
+        min_passes: Type.Integer({ minimum: 0, maximum: 1024, description: 'Fewest correct trajectories of a kept task.' }),
+        max_passes: Type.Integer({ minimum: 0, maximum: 1024, description: 'Most correct trajectories of a kept task.' }),
+      },
+      { description: 'Which tasks are worth training on: those that are sometimes solved.' },
+    ),
+  },
+  { description: 'Measure pass rates and keep partly solvable tasks; the same rule filters groups while training.' },
+);
+
+const optimizerFields = {
+  learning_rate: Type.Number({ exclusiveMinimum: 0, maximum: 1, description: 'Peak learning rate of AdamW.' }),
+  schedule: words(['constant', 'linear', 'cosine'], { default: 'constant', description: 'Course of the learning rate after warm-up.' }),
+  warmup: share({ default: 0, description: 'Part of all steps in which the learning rate rises from 0.', unit: 'share' }),
+  weight_decay: Type.Number({ minimum: 0, maximum: 10, default: 0.01, description: 'Decoupled weight decay.' }),
+  betas: Type.Unsafe<[number, number]>({
+    type: 'array',
+    items: { type: 'number', minimum: 0, exclusiveMaximum: 1 },
+    minItems: 2,
+    maxItems: 2,
+    default: [0.9, 0.95],
+    description: 'Decay of the first and second moment.',
+  }),
+  max_grad_norm: Type.Number({ exclusiveMinimum: 0, maximum: 1e6, default: 1, description: 'Gradients are clipped to this norm.' }),
+};
+
+const stageFields = {
+  like: Type.Optional(Type.String({ description: 'Another stage; this one has everything it says, and changes what is written here.', composed: true })),
+  from: checkpointReference,
+  tasks: Type.Optional(object({ split: Type.Optional(Type.String({ description: 'A split of `tasks.splits`; `train` when absent.' })) }, { minProperties: 1, description: 'Which tasks are used.' })),
+  context_length: tokens({ minimum: 64, description: 'Tokens a whole trajectory may have: prompt, turns, observations and the answer.' }),
+  agent: Type.Optional(overrides(Agent, { description: 'Differences from `agent`.' })),
+  reward: Type.Optional(overrides(Reward, { description: 'Differences from `reward`.' })),
+  seed: seed('Seed of the nodes of this stage; derived from the root seed when absent.'),
+  resources: Type.Optional(
+    object(
+      {
+        gpu: Type.Integer({ minimum: 0, maximum: 100_000, default: 0, description: 'GPUs.', unit: 'GPUs', key: false }),
+        nodes: count({ default: 1, maximum: 10_000, description: 'Machines.', unit: 'machines', key: false }),
+      },
+      { description: 'What the trainer is given.' },
+    ),
+  ),
+  checkpoint: object(
+    {
+      every: count({ default: 1, maximum: 1_000_000, description: 'Steps between durable checkpoints.', unit: 'steps', key: false }),
+      keep: object(
+        { last: count({ default: 2, maximum: 10_000, description: 'Newest checkpoints kept.', unit: 'checkpoints', key: false }) },
+        { default: {}, description: 'Retention.' },
+      ),
+    },
+    { default: {}, description: 'Checkpoints within the stage.' },
+  ),
+};
+
+const SftStage = object({
+  kind: Type.Literal('sft', { description: 'Next-token loss on sampled tokens.' }),
+  ...stageFields,
+  trajectories: object(
+    {
+      source: path({ description: '`demonstrations` (a scripted expert on generated tasks), or a file of trajectories.' }),
+      count: Type.Optional(count({ description: 'Trajectories before resampling.', unit: 'trajectories' })),
+      resample: Type.Optional(
+        object(
+          {
+            by: Type.Literal('turns', { default: 'turns', description: 'What a trajectory is weighed by.' }),
+            bands: Type.Array(
+              object({
+                up_to: Type.Optional(count({ description: 'Most turns of this band; the last band has none.', unit: 'turns' })),
+                weight: Type.Integer({ minimum: 0, maximum: 1000, description: 'Copies of each trajectory.' }),
+              }),
+              { minItems: 1, maxItems: 100, description: 'Bands in rising order.' },
+            ),
+          },
+          { description: 'Repeat longer trajectories.' },
+        ),
+      ),
+      clean: Type.Optional(
+        object(
+          {
+            drop_repeated_calls: Type.Boolean({ default: true, description: 'Remove turns that repeat an earlier call.' }),
+            require_valid_format: Type.Boolean({ default: true, description: 'Keep well-formed trajectories only.' }),
+            require_correct: Type.Boolean({ default: true, description: 'Keep correct trajectories only.' }),
+          },
+          { description: 'What is dropped before training.' },
+        ),
+      ),
+      expect,
+    },
+    { description: 'What is imitated.' },
+  ),
+  optimizer: object(
+    {
+      ...optimizerFields,
+      batch: count({ maximum: 1_000_000, description: 'Trajectories an optimizer step.', unit: 'trajectories' }),
+      epochs: count({ default: 1, maximum: 10_000, description: 'Passes over the data.', unit: 'epochs' }),
+    },
+    { description: 'AdamW.' },
+  ),
+  loss: words(['token_mean', 'seq_mean_token_mean'], { default: 'token_mean', description: 'How token losses of a step are averaged.' }),
+});
+
+const Kl = object({
+  coefficient: Type.Number({ minimum: 0, maximum: 100, description: 'Weight of the KL term.' }),
+  estimator: words(['k1', 'k2', 'k3'], { default: 'k3', description: 'Estimator of the KL divergence.' }),
+});
+
+const RlStage = object({
+  kind: Type.Literal('rl', { description: 'Reinforcement learning from the agent\'s own trajectories.' }),
+  ...stageFields,
+  difficulty: Type.Optional(Difficulty),
+  algorithm: object(
+    {
+      name: words(['grpo'], { default: 'grpo', description: 'How advantages are computed.' }),
+      clip: object(
+        {
+          low: Type.Number({ minimum: 0, maximum: 1, default: 0.2, description: 'Ratio is clipped below 1 minus this.' }),
+          high: Type.Number({ minimum: 0, maximum: 100, default: 0.2, description: 'Ratio is clipped above 1 plus this.' }),
+          dual: Type.Optional(Type.Number({ exclusiveMinimum: 1, maximum: 1000, description: 'Dual clip for negative advantages.' })),
+        },
+        { default: {}, description: 'Clipping of the probability ratio.' },
+      ),
+      kl: Type.Optional(
+        Type.Unsafe<0 | Static<typeof Kl>>({ anyOf: [{ type: 'number', const: 0 }, Kl], description: 'KL term to the weights the stage started from; 0 for none.' }),
+      ),
+      loss: words(['token_mean', 'seq_mean_token_mean'], { default: 'token_mean', description: 'How token losses of a step are averaged.' }),
+      importance: Type.Optional(
+        object(
+          {
+            level: words(['token', 'sequence'], { default: 'token', description: 'What a correction weight belongs to.' }),
+            truncate: Type.Number({ minimum: 1, maximum: 1000, description: 'Largest weight.' }),
+            veto: Type.Optional(Type.Number({ exclusiveMinimum: 0, maximum: 1, description: 'Trajectories with a token ratio below this are masked.' })),
+          },
+          { description: 'Correction for the difference between engine and trainer.' },
+        ),
+      ),
+      normalize_std: Type.Boolean({ default: true, description: 'Divide advantages by the standard deviation of the group.' }),
+    },
+    { default: {}, description: 'From rewards to gradients.' },
+  ),
+  rollout: object(
+    {
+      group_size: Type.Integer({ minimum: 2, maximum: 4096, description: 'Trajectories per task, compared with each other.', unit: 'trajectories' }),
+      prompts_per_step: count({ maximum: 1_000_000, description: 'Tasks an optimizer step.', unit: 'tasks' }),
+      temperature: Type.Number({ exclusiveMinimum: 0, maximum: 100, default: 1, description: 'Divides the logits, while sampling and in the loss.' }),
+      top_p: share({ exclusiveMinimum: 0, default: 1, description: 'Smallest set of tokens with this much probability.', unit: 'share' }),
+      max_staleness: Type.Integer({ minimum: 0, maximum: 1, default: 0, description: 'Steps the sampling weights may lag behind; 0 is strictly on-policy.', unit: 'steps' }),
+    },
+    { description: 'Sampling of groups.' },
+  ),
+  optimizer: object(
+    {
+      ...optimizerFields,
+      minibatch: Type.Optional(count({ description: 'Tasks (whole groups) an update; `prompts_per_step` when absent, which is on-policy.', unit: 'tasks' })),
+    },
+    { description: 'AdamW.' },
+  ),
+  until: object(
+    {
+      steps: Type.Optional(count({ maximum: 10_000_000, description: 'Optimizer steps.', unit: 'steps' })),
+      epochs: Type.Optional(count({ maximum: 1_000_000, description: 'Passes over the tasks.', unit: 'epochs' })),
+    },
+    { minProperties: 1, description: 'When the stage ends: at the first of these.' },
+  ),
+});
+
+const ProfileStage = object({
+  kind: Type.Literal('profile', { description: 'Measure pass rates without training on them.' }),
+  ...stageFields,
+  difficulty: Difficulty,
+  sampling: object({ ...Sampling.properties }, { default: {}, description: 'How completions are sampled.' }),
+});
+
+const Stage = byKind([SftStage, RlStage, ProfileStage], { description: 'One stage of the curriculum.' });
+
+const Benchmark = object(
+  {
+    dataset: object(
+      {
+        split: Type.String({ description: 'A split of `tasks.splits`.' }),
+        limit: Type.Optional(count({ description: 'Take this many questions, the same for every checkpoint.', unit: 'questions' })),
+        seed: seed('Chooses the questions; derived from the root seed when absent.'),
+      },
+      { description: 'What is asked.' },
+    ),
+    samples: count({ default: 1, maximum: 1024, description: 'k: trajectories per question.', unit: 'trajectories' }),
+    metrics: Type.Array(words(['avg@k', 'pass@k'], { description: 'A metric.' }), { minItems: 1, uniqueItems: true, default: ['avg@k'], description: 'What is reported, with 95 % intervals.' }),
+    after: Type.Unsafe<string | string[]>({
+      anyOf: [{ type: 'string' }, { type: 'array', items: { type: 'string' }, minItems: 1, uniqueItems: true }],
+      default: 'last',
+      description: '`base`, `last` or stages whose checkpoints are measured.',
+    }),
+    context_length: Type.Optional(tokens({ minimum: 64, description: 'Tokens a trajectory may have; that of the longest stage when absent.' })),
+    sampling: object({ ...Sampling.properties }, { default: {}, description: 'How completions are sampled.' }),
+    max_turns: Type.Optional(count({ maximum: 10_000, description: 'Completions before the answer is forced; `agent.max_turns` when absent.', unit: 'turns' })),
+    max_turn_tokens: Type.Optional(tokens({ minimum: 8, description: 'Length of one completion; `agent.max_turn_tokens` when absent.' })),
+    reward: Type.Optional(overrides(Reward, { description: 'Differences from `reward`.' })),
+    seed: seed('Seed of the sampling; derived from the root seed when absent.'),
+  },
+  { description: 'A protocol by which checkpoints are measured.' },
+);
+
+const Budget = object(
+  {
+    tokens: Type.Optional(count({ maximum: 1e15, description: 'Sampled tokens.', unit: 'tokens', key: false })),
+    tool_calls: Type.Optional(count({ maximum: 1e15, description: 'Calls of search and visit.', unit: 'calls', key: false })),
+    gpu_hours: Type.Optional(Type.Number({ minimum: 0, maximum: 1e9, description: 'GPU time.', unit: 'hours', key: false })),
+    on_exceed: words(['pause', 'stop'], { default: 'pause', description: 'What happens at the bound.', key: false }),
+  },
+  { description: 'Bounds on what a run may use.' },
+);
+
+export const Experiment = object(
+  {
+    api_version: Type.Literal('exp/v1', { description: 'Version of this language.', key: false }),
+    extends: Type.Optional(
+      Type.Array(path({ description: 'A spec.' }), { maxItems: 32, description: 'Specs this one is laid over, left to right.', composed: true }),
+    ),
+    name: Type.String({ pattern: '^[a-z][a-z0-9_-]{0,62}$', code: 'NAME', description: 'Name of the experiment.', key: false }),
+    description: Type.Optional(Type.String({ maxLength: 10_000, description: 'What it is about.', key: false })),
+    seed: Type.Integer({ minimum: 0, maximum: 2_147_483_647, default: 0, description: 'Root of all seeds.' }),
+    vars: Type.Optional(
+      Type.Unsafe<Record<string, unknown>>({
+        type: 'object',
+        propertyNames: { type: 'string', pattern: NAME_PATTERN, code: 'NAME' },
+        description: 'Values used elsewhere as `${vars.NAME}`.',
+        key: false,
+      }),
+    ),
+    corpus: Corpus,
+    index: Index,
+    tasks: Tasks,
+    policy: Policy,
+    agent: Type.Unsafe<Static<typeof Agent>>({ ...Agent, default: {} }),
+    reward: Type.Unsafe<Static<typeof Reward>>({ ...Reward, default: {} }),
+    judge: Type.Optional(Judge),
+    curriculum: named(Stage, { minProperties: 0, default: {}, description: 'Stages, by name; they run in the order of their references.' }),
+    benchmarks: named(Benchmark, { minProperties: 0, default: {}, description: 'Benchmarks, by name.' }),
+    benchmark_defaults: Type.Optional(overrides(Benchmark, { description: 'What benchmarks say unless they say otherwise.', composed: true })),
+    tracking: Type.Optional(
+      object({ mlflow_experiment: Type.String({ minLength: 1, maxLength: 200, description: 'Experiment in MLflow; the name of this one when absent.', key: false }) }, { description: 'Where numbers are shown.' }),
+    ),
+    budget: Type.Optional(Budget),
+  },
+  { description: 'An experiment.' },
+);
+/** A spec after composition, with every default filled in. */
+export type Experiment = Static<typeof Experiment>;
+export type Stage = Experiment['curriculum'][string];
+export type Benchmark = Experiment['benchmarks'][string];
