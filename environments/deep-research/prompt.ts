@@ -166,7 +166,7 @@ function systemPrompt(tools: readonly ToolName[]): string {
   ].join('\n');
 }
 
-const LONGEST_RUN = 2_000;
+const LONGEST_RUN = 500;
 
 /** Byte-pair merging takes ten seconds for a word of a million letters, so such words are cut; other text is one piece. */
 function pieces(text: string): string[] {

@@ -19,6 +19,8 @@ export interface Derivation {
    * not evidence; else an answer from fewer pages would be a guess.
    */
   worksOnFewer: boolean;
+  /** Whether it uses what the pages say or only how many items they list. */
+  reads: 'text' | 'count';
 }
 
 /** Longer lists have too many orders to accept each of them. */
@@ -71,35 +73,41 @@ export const derivations = {
   /** The one value looked for, if it is short and plain. */
   value: {
     worksOnFewer: false,
+    reads: 'text',
     answer: ([value]) => (value && !value.text.includes(',') ? exactly(value.text) : null),
     explain: () => 'That is the answer.',
   },
   /** Both values, in the order asked. */
   pair: {
     worksOnFewer: true,
+    reads: 'text',
     answer: (values) => (values.every(({ text }) => !/,| and /.test(text)) ? exactly(values.map(({ text }) => text).join(' and ')) : null),
     explain: ({ text }) => `Together: ${text}.`,
   },
   sum: {
     worksOnFewer: true,
+    reads: 'count',
     answer: ofCounts((counts) => add(counts)),
     explain: ({ text }) => `The sum is ${text}.`,
   },
   /** Every item of the lists, once. */
   union: {
     worksOnFewer: true,
+    reads: 'text',
     answer: (values) => (values.every(({ items }) => items !== null) ? anyOrder([...new Set(values.flatMap(({ items }) => items as string[]))]) : null),
     explain: ({ text }) => `All of them: ${text}.`,
   },
   /** The different values; a page that only repeats another's makes no good question. */
   distinct: {
     worksOnFewer: true,
+    reads: 'text',
     answer: (values) => (new Set(values.map(({ text }) => text)).size === values.length ? anyOrder(values.map(({ text }) => text)) : null),
     explain: ({ text }) => `All of them: ${text}.`,
   },
   /** Names of some, but not all, of the packages. */
   without_items: {
     worksOnFewer: false,
+    reads: 'count',
     answer(values, names) {
       const chosen = names.filter((_, index) => values[index]?.count === 0);
       return chosen.length === names.length ? null : anyOrder(chosen);
@@ -109,6 +117,7 @@ export const derivations = {
   /** The value on the second page, which only the first page leads to. */
   second: {
     worksOnFewer: false,
+    reads: 'text',
     answer([first, second]) {
       if (first?.items?.length !== 1 || !second || second.text.includes(',')) return null;
       return exactly(second.text);
@@ -118,6 +127,7 @@ export const derivations = {
   /** The one item that two longer lists have in common. */
   shared: {
     worksOnFewer: false,
+    reads: 'text',
     answer([first, second]) {
       if (!first?.items || !second?.items || first.items.length < 2 || second.items.length < 2) return null;
       const common = first.items.filter((item) => second.items?.includes(item));
@@ -128,6 +138,7 @@ export const derivations = {
   /** The range with the higher lower bound, where both are plain lower bounds and differ. */
   newer: {
     worksOnFewer: false,
+    reads: 'text',
     answer([first, second]) {
       const [a, b] = [first, second].map((value) => (value ? lowerBound(value.text) : null));
       if (!a || !b || compareVersions(a, b) === 0) return null;
@@ -137,22 +148,26 @@ export const derivations = {
   },
   largest: {
     worksOnFewer: false,
+    reads: 'count',
     answer: ofCounts((counts) => (new Set(counts).size === counts.length ? Math.max(...counts) : null)),
     explain: ({ text }) => `The largest is ${text}.`,
   },
   median: {
     worksOnFewer: false,
+    reads: 'count',
     answer: ofCounts((counts) => (new Set(counts).size === 3 ? (ascending(counts)[1] as number) : null)),
     explain: ({ text }) => `The middle one is ${text}.`,
   },
   /** Only where the average is a whole number, so that it has one spelling. */
   mean: {
     worksOnFewer: true,
+    reads: 'count',
     answer: ofCounts((counts) => (new Set(counts).size > 1 && add(counts) % counts.length === 0 ? add(counts) / counts.length : null)),
     explain: ({ text }) => `The average is ${text}.`,
   },
   range: {
     worksOnFewer: false,
+    reads: 'count',
     answer: ofCounts((counts) => (new Set(counts).size === counts.length ? Math.max(...counts) - Math.min(...counts) : null)),
     explain: ({ text }) => `The difference is ${text}.`,
   },

@@ -1,0 +1,81 @@
+import { createHash } from 'node:crypto';
+import { CAPABILITIES, type Capability, type Task } from '../../../schemas/task.ts';
+import { apportion } from './quotas.ts';
+import { hashFraction } from './seeded.ts';
+
+/** Which columns hold what. */
+export interface TaskColumns {
+  id: string;
+  question: string;
+  answer: string;
+  aliases: string;
+  /** Ids of evidence pages; their URLs are `doc:<id>`. */
+  gold_ids: string;
+  deny_urls: string;
+  capability: string;
+}
+
+/** A task before it is given to a split. */
+export type ImportedTask = Omit<Task, 'split'>;
+
+/** Longer questions and answers are documents in the wrong column. */
+const MAX_QUESTION = 8_000;
+const MAX_ANSWER = 2_000;
+
+/** The task of one record, or why there is none. `answer` may be a list: the first counts, the others are aliases. */
+export function taskOfRow(row: unknown, columns: TaskColumns, source: string): ImportedTask | string {
+  if (typeof row !== 'object' || row === null || Array.isArray(row)) return 'not a JSON object';
+  const record = row as Record<string, unknown>;
+  const question = textOf(record[columns.question]);
+  if (question === null) return `no ${columns.question}`;
+  const [answer, ...others] = textsOf(record[columns.answer]) ?? [];
+  if (answer === undefined) return `no ${columns.answer}`;
+  if (question.length > MAX_QUESTION || answer.length > MAX_ANSWER) return 'question or answer is too long';
+  const lists = { aliases: record[columns.aliases], gold_ids: record[columns.gold_ids], deny_urls: record[columns.deny_urls] };
+  const { aliases, gold_ids, deny_urls } = Object.fromEntries(Object.entries(lists).map(([name, value]) => [name, textsOf(value)]));
+  if (!aliases) return `${columns.aliases} is not a list of texts`;
+  if (!gold_ids) return `${columns.gold_ids} is not a list of ids`;
+  if (!deny_urls) return `${columns.deny_urls} is not a list of URLs`;
+  const id = textOf(record[columns.id]) ?? createHash('sha256').update(`${question}\n${answer}`).digest('hex').slice(0, 16);
+  return {
+    task_id: `${source}-${id}`,
+    question,
+    answer,
+    aliases: [...new Set([...others, ...aliases])].filter((alias) => alias !== answer),
+    capability: capabilityOf(record[columns.capability]),
+    source,
+    evidence: gold_ids.map((gold) => (/^[a-z][a-z0-9+.-]*:/i.test(gold) ? gold : `doc:${gold}`)),
+    deny_urls,
+  };
+}
+
+function textOf(value: unknown): string | null {
+  if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return String(value);
+  return typeof value === 'string' && value.trim() !== '' ? value.trim() : null;
+}
+
+/** A text or a list of texts; none when the column is absent; null when it holds something else. */
+function textsOf(value: unknown): string[] | null {
+  if (value === undefined || value === null) return [];
+  const items = (Array.isArray(value) ? value : [value]).map(textOf);
+  return items.includes(null) ? null : (items as string[]);
+}
+
+function capabilityOf(value: unknown): Capability | 'unknown' {
+  return CAPABILITIES.find((capability) => capability === value) ?? 'unknown';
+}
+
+/**
+ * Give each task a split, in exact proportion, by a seeded order of ids. A limit keeps the first tasks of that
+ * order, so a smaller set is part of a larger one.
+ */
+export function splitTasks(tasks: readonly ImportedTask[], options: { splits: Readonly<Record<string, number>>; seed: number; limit: number | null }): Task[] {
+  const ordered = tasks
+    .map((task) => ({ task, rank: hashFraction(`${options.seed}/order/${task.task_id}`) }))
+    .sort((a, b) => a.rank - b.rank || (a.task.task_id < b.task.task_id ? -1 : 1))
+    .slice(0, options.limit ?? tasks.length)
+    .map(({ task }) => task);
+  const counts = apportion(ordered.length, options.splits);
+  const names = Object.keys(counts).flatMap((split) => Array.from({ length: counts[split] as number }, () => split));
+  return ordered.map((task, position) => ({ ...task, split: names[position] as string }));
+}
