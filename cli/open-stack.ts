@@ -4,10 +4,11 @@ import type { Client } from '@temporalio/client';
 import type { Pool } from 'pg';
 import { ArtifactStore } from '../activities/adapters/artifact-store.ts';
 import { type BlobStore, DirectoryBlobStore, S3BlobStore } from '../activities/adapters/blob-store.ts';
+import { loadProfile } from '../plan/profile.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { Profile } from '../schemas/profile.ts';
 import { type Connections, connections } from '../services/connections.ts';
-import { home } from '../services/home.ts';
+import { home, repoRoot } from '../services/home.ts';
 
 const CONNECT_MS = 5_000;
 /** A service that accepts a connection and then says nothing must not hold a verb for ever. */
@@ -79,6 +80,35 @@ export async function requireStack(profile: Profile): Promise<Stack> {
   if (stack) return stack;
   const remedy = profile.addresses ? 'PostgreSQL does not answer at its address' : 'its services are not running; run: exp up';
   throw new ExpError('SERVICES_DOWN', `profile ${profile.name}`, remedy);
+}
+
+/** A profile by name or path; the embedded one unless EXP_PROFILE says otherwise. */
+export function openProfile(nameOrPath: string | undefined): { profile: Profile; ref: string } {
+  const ref = nameOrPath ?? (process.env['EXP_PROFILE'] || 'local');
+  return { profile: loadProfile(ref, join(repoRoot(), 'profiles')), ref };
+}
+
+/** Run a verb's work on the open stack of a profile; a service that stops answering meanwhile is exit 69. */
+export async function withStack<T>(
+  nameOrPath: string | undefined,
+  work: (stack: Stack, profile: Profile) => Promise<T>,
+): Promise<T> {
+  const { profile } = openProfile(nameOrPath);
+  const stack = await requireStack(profile);
+  try {
+    return await work(stack, profile);
+  } catch (error) {
+    throw asUnreachable(error, profile);
+  } finally {
+    await stack.close();
+  }
+}
+
+/** An outage as an answer for the user; anything else as it is. */
+export function asUnreachable(cause: unknown, profile: Profile): unknown {
+  if (cause instanceof ExpError || !isOutage(cause)) return cause;
+  const reason = (cause as Error).message || 'connection refused';
+  return new ExpError('SERVICE_UNREACHABLE', `profile ${profile.name}`, `a service stopped answering: ${reason}`, { cause });
 }
 
 async function connectTemporal({ address, namespace, tls, apiKey }: Connections['temporal']): Promise<Client> {
