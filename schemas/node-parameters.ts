@@ -12,7 +12,10 @@ export const UNKNOWN_DIGEST = 'unknown';
 export interface PolicyParameters {
   model: string;
   sha256: string;
-  /** Number format of the frozen base weights while training; adapters and optimizer are always float32. */
+}
+
+export interface TrainedPolicyParameters extends PolicyParameters {
+  /** Number format of the base weights while training; adapters and optimizer are always float32. */
   dtype: 'float32' | 'bfloat16';
 }
 
@@ -37,8 +40,10 @@ export interface SamplingParameters {
 
 export interface RewardParameters {
   outcome: 'exact_match' | 'f1' | 'judge';
-  /** Subtracted when a trajectory's format is invalid. */
+  /** The reward of a trajectory with invalid format is minus this. */
   format_penalty: number;
+  /** Only with `outcome: judge`. */
+  judge: { model: string; sha256: string; prompt_sha256: string } | null;
 }
 
 /** A LoRA adapter on all linear layers; `null` where all weights are trained. */
@@ -148,7 +153,7 @@ export interface SftParameters {
   optimizer: OptimizerParameters & { batch: number; epochs: number };
   context_length: number;
   adapter: AdapterParameters | null;
-  policy: PolicyParameters;
+  policy: TrainedPolicyParameters;
   loss: 'token_mean' | 'seq_mean_token_mean';
 }
 
@@ -187,7 +192,7 @@ export interface RlParameters {
   context_length: number;
   reward: RewardParameters;
   adapter: AdapterParameters | null;
-  policy: PolicyParameters;
+  policy: TrainedPolicyParameters;
   tasks: { split: string };
 }
 
@@ -227,6 +232,8 @@ export interface NodeParameters {
 export interface Unkeyed {
   /** Source name → absolute path or glob (for `installed_packages`: the checkout whose packages are read). */
   paths?: Record<string, string>;
+  /** Source name → records it must have. */
+  expect?: Record<string, number>;
   resources?: { gpu: number; nodes: number };
   /** `rl` and `sft`: steps between durable checkpoints, and how many are kept. */
   checkpoint?: { every: number; keep: { last: number } };

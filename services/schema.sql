@@ -14,6 +14,24 @@ create table if not exists corpus_pages (
   source text not null,
   primary key (corpus_key, url)
 );
+create index if not exists corpus_pages_by_hash on corpus_pages (corpus_key, hash);
+
+-- MinHash bands of the pages kept so far, while a corpus is being loaded; dropped when it is whole.
+create table if not exists page_bands (
+  corpus_key text not null,
+  band bigint not null,
+  hash text not null,
+  primary key (corpus_key, band, hash)
+);
+
+-- Worlds built by hand (`exp world build`), by name: manifests of corpus and index, and how they are fused.
+create table if not exists worlds (
+  name text primary key,
+  corpus jsonb not null,
+  index jsonb not null,
+  fusion jsonb not null,
+  created_at timestamptz not null default now()
+);
 
 -- Index ingest: one row per shard of chunks that is durable in Milvus.
 create table if not exists index_shards (
@@ -23,6 +41,8 @@ create table if not exists index_shards (
   sealed_at timestamptz not null default now(),
   primary key (index_key, shard)
 );
+-- The last chunk of a shard, where the next attempt goes on without chunking the pages before it again.
+alter table index_shards add column if not exists last_url text, add column if not exists last_ord integer;
 
 -- Runs. At most one active run per key.
 create table if not exists runs (

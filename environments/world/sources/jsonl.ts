@@ -16,6 +16,8 @@ export interface PageFields {
 
 export const DEFAULT_FIELDS: PageFields = { url: 'url', id: 'id', title: 'title', text: 'text' };
 
+// A URL is a key in PostgreSQL, whose index rows end at 2,704 bytes.
+const MAX_URL_BYTES = 2000;
 const EXTENSIONS = ['.jsonl', '.ndjson', '.json'].flatMap((extension) => [extension, `${extension}.gz`, `${extension}.zst`]);
 
 /**
@@ -57,6 +59,7 @@ export function parseLine(line: string, fields: PageFields): SourcePage | string
 export function pageOfRow(row: Row, fields: PageFields): SourcePage | string {
   const url = urlOf(row, fields);
   if (url === null) return `no ${fields.url}, ${fields.id} or metadata.url`;
+  if (Buffer.byteLength(url) > MAX_URL_BYTES) return `url is longer than ${MAX_URL_BYTES} bytes`;
   const body = bodyOf(row, fields);
   if (body === null) return `no ${fields.text}`;
   const title = cleanTitle(body.title);

@@ -24,8 +24,9 @@ export interface PackageFacts {
   description?: string | undefined;
 }
 
-/** A longer list is only counted in the box; the whole of it stands below. */
-const BOX_LIST_LIMIT = 12;
+/** A longer list is shown in the box by its length and its beginning; the whole of it stands below. */
+const BOX_DEPENDENCIES = 8;
+const BOX_WORDS = 3;
 /** Up to so many dependencies are links in the box itself, where a reader on a small budget sees them. */
 const BOX_LINK_LIMIT = 2;
 
@@ -47,7 +48,7 @@ export function packagePage(
     sections.push(`## Dependencies of ${facts.name}\n\n${links.join('\n')}`);
   }
   for (const [label, items] of [['Extras', facts.extras ?? []], ['Keywords', facts.keywords]] as const) {
-    if (items.length > BOX_LIST_LIMIT) sections.push(`## ${label} of ${facts.name}\n\n${items.join(', ')}`);
+    if (items.length > BOX_WORDS) sections.push(`## ${label} of ${facts.name}\n\n${items.join(', ')}`);
   }
   const text = headOf(cleanReadme(readme), readmeChars);
   if (text) sections.push(`## README\n\n${text}`);
@@ -55,7 +56,7 @@ export function packagePage(
 }
 
 function titleOf({ name, ecosystem }: PackageFacts): string {
-  return `${name} (${ecosystem === 'npm' ? 'npm' : 'Python'} package)`;
+  return `${name} (${ecosystem === 'npm' ? 'npm' : 'Python'})`;
 }
 
 function factLines(facts: PackageFacts, linkOf: (name: string) => string): [label: string, value: string][] {
@@ -64,14 +65,14 @@ function factLines(facts: PackageFacts, linkOf: (name: string) => string): [labe
     ['License', facts.license],
     ['Author', facts.author],
     [facts.ecosystem === 'npm' ? 'Requires Node' : 'Requires Python', facts.requires],
-    listLine('Dependencies', dependencyNames(facts, linkOf)),
+    listLine('Dependencies', dependencyNames(facts, linkOf), BOX_DEPENDENCIES),
     ['Development dependencies', facts.devDependencies?.toString()],
-    facts.extras ? listLine('Extras', facts.extras) : ['Extras', undefined],
     ['Classifiers', facts.classifiers?.toString()],
+    listLine('Keywords', facts.keywords, BOX_WORDS),
     ['Repository', facts.repository],
+    ...(facts.extras?.length ? [listLine('Extras', facts.extras, BOX_WORDS)] : []),
+    ['Commands', facts.commands.join(', ')],
     ['Homepage host', facts.homepageHost],
-    facts.commands.length > 0 ? ['Commands', facts.commands.join(', ')] : ['Commands', undefined],
-    listLine('Keywords', facts.keywords),
   ];
   return lines.filter((line): line is [string, string] => line[1] !== undefined && line[1] !== '');
 }
@@ -81,9 +82,9 @@ function dependencyNames({ dependencies }: PackageFacts, linkOf: (name: string) 
   return names.length > BOX_LINK_LIMIT ? names : names.map((name) => `[${name}](${linkOf(name)})`);
 }
 
-function listLine(label: string, items: readonly string[]): [string, string] {
-  const shown = items.length === 0 ? 'none' : items.slice(0, BOX_LIST_LIMIT).join(', ');
-  return [`${label} (${items.length})`, items.length > BOX_LIST_LIMIT ? `${shown}, …` : shown];
+function listLine(label: string, items: readonly string[], limit: number): [string, string] {
+  const shown = items.length === 0 ? 'none' : items.slice(0, limit).join(', ');
+  return [`${label} (${items.length})`, items.length > limit ? `${shown}, …` : shown];
 }
 
 /** The same facts as data. Each value stands in the text of the page as it is written here. */

@@ -51,7 +51,7 @@ export function parseMetadata(raw: string): { headers: Map<string, string[]>; bo
 
 /** The expression if there is one; a short `License`; else the last part of the classifier that names it. */
 function licenseOf(headers: Map<string, string[]>): string | undefined {
-  const classifier = headers.get('classifier')?.find((item) => item.startsWith('License :: '));
+  const classifier = headers.get('classifier')?.find((item) => /^License :: (?!OSI Approved$)/.test(item));
   return (
     oneLine(headers.get('license-expression')?.[0]) ??
     oneLine(headers.get('license')?.[0], 40) ??
