@@ -15,7 +15,7 @@ export interface LogBatch {
 }
 
 /** Limits of one call (mlflow/utils/validation.py, 3.17.2). `bytes` leaves room below the server's 1,000,000. */
-const PER_CALL = { metrics: 1000, params: 100, tags: 100, bytes: 900_000 } as const;
+const PER_CALL = { metrics: 1000, params: 100, tags: 100, items: 1000, bytes: 900_000 } as const;
 const KEY_LENGTH = 250;
 const PARAM_LENGTH = 6000;
 const TAG_LENGTH = 8000;
@@ -112,20 +112,22 @@ export function splitBatches({ metrics, params, tags }: LogBatch): LogBatch[] {
   const batches: LogBatch[] = [];
   let batch: LogBatch = { metrics: [], params: [], tags: [] };
   let bytes = 0;
+  let count = 0;
   const add = <K extends keyof LogBatch>(kind: K, item: LogBatch[K][number]): void => {
     const size = Buffer.byteLength(JSON.stringify(item)) + 2;
-    const items = batch[kind] as LogBatch[K][number][];
-    if (items.length >= PER_CALL[kind] || bytes + size > PER_CALL.bytes) {
+    if (batch[kind].length >= PER_CALL[kind] || count >= PER_CALL.items || bytes + size > PER_CALL.bytes) {
       batches.push(batch);
       batch = { metrics: [], params: [], tags: [] };
       bytes = 0;
+      count = 0;
     }
     (batch[kind] as LogBatch[K][number][]).push(item);
     bytes += size;
+    count += 1;
   };
   for (const tag of tags) add('tags', tag);
   for (const param of params) add('params', param);
   for (const metric of metrics) add('metrics', metric);
-  if (bytes > 0) batches.push(batch);
+  if (count > 0) batches.push(batch);
   return batches;
 }
