@@ -1,9 +1,13 @@
 import { type Static, Type } from 'typebox';
 
 /** Why a trajectory ended. Limits name themselves; `failed` has a failure_class. */
-export const Termination = Type.Union(
-  ['answer', 'max_turns', 'context', 'cutoff', 'failed'].map((name) => Type.Literal(name)),
-);
+export const Termination = Type.Union([
+  Type.Literal('answer'),
+  Type.Literal('max_turns'),
+  Type.Literal('context'),
+  Type.Literal('cutoff'),
+  Type.Literal('failed'),
+]);
 export type Termination = 'answer' | 'max_turns' | 'context' | 'cutoff' | 'failed';
 export type FailureClass = 'tool' | 'judge' | 'engine' | 'network' | 'budget';
 

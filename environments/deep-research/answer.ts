@@ -11,19 +11,22 @@ const ARTICLES = new Set(['a', 'an', 'the']);
 /**
  * The tokens that are compared: SQuAD's rule (lower case, no punctuation, no articles), made safe for other
  * scripts, numbers and versions. Points inside numbers stay (1.10.2 is not 1102, and 1.10 is not 1.1),
- * separators of thousands go (12,000 is 12000), and so does the v of a version (v2.1 is 2.1).
+ * separators of thousands go (12,000 is 12000), and so does the v of a version (v2.1 is 2.1); C++ is not C#.
  */
 export function normalizedTokens(text: string): string[] {
-  return text
-    .normalize('NFKC')
-    .toLowerCase()
+  const plain = text.normalize('NFKC').toLowerCase();
+  const tokens = plain
     .replace(/(?<=\d),(?=\d{3}(?!\d))/g, '')
     .replace(/(?<![\p{L}\p{N}])v(?=\d)/gu, '')
     .replace(/(?<=\p{N})\.(?=\p{N})/gu, POINT)
-    .replace(/[\p{P}\p{S}]/gu, ' ')
+    .replace(/(?!(?<=[\p{L}+])[+#])[\p{P}\p{S}]/gu, ' ')
     .replaceAll(POINT, '.')
     .split(/\s+/)
-    .filter((token) => token !== '' && !ARTICLES.has(token));
+    .filter((token) => token !== '');
+  const content = tokens.filter((token) => !ARTICLES.has(token));
+  if (content.length > 0) return content;
+  // The answer may be the letter A, or an operator: then nothing is left out.
+  return tokens.length > 0 ? tokens : plain.split(/\s+/).filter((token) => token !== '');
 }
 
 /** A private-use character: stands for a point that is part of a number while punctuation is removed. */

@@ -67,7 +67,7 @@ async function answerQuestion(session: Session, filled: FilledTemplate): Promise
   const { template, ecosystem } = filled;
   const urls = await findPages(session, filled);
   const names = [...filled.names];
-  const values = await readValues(session, names, urls, template.fields);
+  const values = await readValues(session, ecosystem, names, urls, template.fields);
   if (template.relation === 'bridge') {
     const [dependency, field] = [values[0]?.items?.[0], template.fields[1] as Field];
     if (dependency === undefined) throw new GivesUp('value_not_found');
@@ -75,11 +75,11 @@ async function answerQuestion(session: Session, filled: FilledTemplate): Promise
     if (url === undefined) throw new GivesUp('link_not_found');
     names.push(dependency);
     session.note = `${names[0]} depends on ${dependency}.`;
-    values.push(...(await readValues(session, [dependency], [url], [field])));
+    values.push(...(await readValues(session, ecosystem, [dependency], [url], [field])));
   }
   const answer = template.derivation.answer(values, names);
   if (!answer) throw new GivesUp('no_answer_from_values');
-  session.answer(`${factsRead(filled, names, values)} ${template.derivation.explain(answer)}`, answer.text);
+  session.answer(`${factsRead(filled, names, values)} ${template.derivation.explain(answer)}`.trim(), answer.text);
   return answer.text;
 }
 
@@ -87,10 +87,10 @@ async function answerQuestion(session: Session, filled: FilledTemplate): Promise
 async function findPages(session: Session, { template, ecosystem, names }: FilledTemplate): Promise<string[]> {
   const found = new Map<string, string>();
   const eco = ecosystem === 'npm' ? 'npm' : 'Python';
-  const wordings = [(name: string) => `${name} ${eco} package`, (name: string) => `${name} ${ecosystem} version license dependencies`];
+  const wordings = [(name: string) => `${name} ${eco}`, (name: string) => `${name} ${eco} package version license dependencies`];
   for (const [attempt, wording] of wordings.entries()) {
     const missing = names.filter((name) => !found.has(name));
-    const thought = attempt === 0 ? `I need the ${goalOf(template.fields.slice(0, names.length), names)}.` : `I have not found ${join(missing)} yet.`;
+    const thought = attempt === 0 ? `I need ${goalOf(template.fields.slice(0, names.length), ecosystem)} of ${join(names)}.` : `I have not found ${join(missing)} yet.`;
     const observation = await session.call(thought, { tool: 'search', args: { query: missing.map(wording) } });
     for (const name of missing) {
       const url = findUrl(observation, name, ecosystem);
@@ -102,11 +102,11 @@ async function findPages(session: Session, { template, ecosystem, names }: Fille
 }
 
 /** Visit pages until every field has been read; pages whose values fell to the token budget are visited again alone. */
-async function readValues(session: Session, names: readonly string[], urls: readonly string[], fields: readonly Field[]): Promise<FieldValue[]> {
+async function readValues(session: Session, ecosystem: Ecosystem, names: readonly string[], urls: readonly string[], fields: readonly Field[]): Promise<FieldValue[]> {
   const values = new Map<number, FieldValue>();
   for (let attempt = 0; attempt < 2; attempt += 1) {
     const missing = urls.map((_, index) => index).filter((index) => !values.has(index));
-    const goal = goalOf(missing.map((index) => fields[index] as Field), missing.map((index) => names[index] as string));
+    const goal = goalOf(missing.map((index) => fields[index] as Field), ecosystem);
     const known = session.note ?? (attempt === 0 ? '' : 'Something is missing.');
     const observation = await session.call(`${known} I read ${join(missing.map((index) => names[index] as string))}.`.trim(), {
       tool: 'visit',
@@ -121,11 +121,10 @@ async function readValues(session: Session, names: readonly string[], urls: read
   throw new GivesUp('value_not_found');
 }
 
-/** `version of chalk and ajv`, or field by field where they differ. */
-function goalOf(fields: readonly Field[], names: readonly string[]): string {
-  const words = fields.map((field) => FIELD_WORDS[field]);
-  if (new Set(words).size === 1) return `${words[0]} of ${join(names)}`;
-  return words.map((word, index) => `${word} of ${names[index]}`).join(' and ');
+/** What is looked for, as pages word it: `version`, `license and version`, `requires Node`. */
+function goalOf(fields: readonly Field[], ecosystem: Ecosystem): string {
+  const words = fields.map((field) => (field === 'requires' ? `requires ${ecosystem === 'npm' ? 'Node' : 'Python'}` : FIELD_WORDS[field]));
+  return [...new Set(words)].join(' and ');
 }
 
 function join(names: readonly string[]): string {

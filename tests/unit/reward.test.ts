@@ -17,6 +17,9 @@ describe('normalisation', () => {
     ['ＦＵＬＬ width', 'full width'],
     ['a cat, an owl, the end', 'cat owl end'],
     ['>=20.19', '20.19'],
+    ['C++ and C#.', 'c++ and c#'],
+    ['A', 'a'],
+    ['*', '*'],
   ])('%s', (text, normal) => expect(normalizedTokens(text).join(' ')).toBe(normal));
 });
 

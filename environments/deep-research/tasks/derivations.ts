@@ -75,7 +75,7 @@ export const derivations = {
     worksOnFewer: false,
     reads: 'text',
     answer: ([value]) => (value && !value.text.includes(',') ? exactly(value.text) : null),
-    explain: () => 'That is the answer.',
+    explain: () => '',
   },
   /** Both values, in the order asked. */
   pair: {
@@ -122,7 +122,7 @@ export const derivations = {
       if (first?.items?.length !== 1 || !second || second.text.includes(',')) return null;
       return exactly(second.text);
     },
-    explain: () => 'That is the answer.',
+    explain: () => '',
   },
   /** The one item that two longer lists have in common. */
   shared: {

@@ -28,7 +28,7 @@ export interface DrawOptions {
 /** Draws before giving up, for each candidate wanted: some templates fit few combinations. */
 const DRAWS_PER_CANDIDATE = 400;
 /** A list longer than this is not whole in the fact lines of a page. */
-const LONGEST_LISTED = 12;
+const LONGEST_LISTED = 8;
 
 /**
  * Candidates for one template from the packages of one split. Of two random draws the less used package is

@@ -183,7 +183,7 @@ function taskOf({ template, question, answer, packages, ecosystem }: Candidate, 
     evidence: packages.map(({ url }) => url),
     deny_urls: [],
     template: template.id,
-    lookups: packages.map(({ url, name }, slot) => ({ query: `${name} ${eco} package`, url, field: template.fields[slot] as string })),
+    lookups: packages.map(({ url, name }, slot) => ({ query: `${name} ${eco}`, url, field: template.fields[slot] as string })),
   };
 }
 
