@@ -1,7 +1,7 @@
 /** Input files by content: SHA-256 of files, folders and globs, and what lockfiles install. */
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync } from 'node:fs';
-import { lstat, mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { glob } from 'tinyglobby';
 import { contentKey } from '../schemas/canonical.ts';
@@ -53,7 +53,7 @@ export class FileDigests {
     const listing: [string, string][] = [];
     for (const name of names) {
       const file = join(base, name);
-      if ((await lstat(file)).isSymbolicLink() && !isBelow(file, root)) return { status: 'outside', path: file };
+      if (!isBelow(await realpath(file), await realpath(root))) return { status: 'outside', path: file };
       if (!(await stat(file)).isFile()) return { status: 'not_regular', path: file };
       listing.push([name, await this.#ofFile(file)]);
     }

@@ -6,6 +6,8 @@ export interface LocatedScalar {
   kind: 'scalar';
   at: Place;
   value: Scalar;
+  /** Nobody wrote it; `at` is where its section stands. */
+  isDefault?: true;
 }
 export interface LocatedList {
   kind: 'list';
@@ -108,7 +110,7 @@ export function fromPlain(value: unknown, at: Place): Located {
     const entries = Object.entries(value).map(([name, item]) => [name, { key: at, value: fromPlain(item, at) }] as const);
     return { kind: 'map', at, entries: new Map(entries) };
   }
-  return { kind: 'scalar', at, value: value as Scalar };
+  return { kind: 'scalar', at, value: value as Scalar, isDefault: true };
 }
 
 /** Every leaf with its path. */

@@ -123,6 +123,7 @@ function badValue(error: ErrorObject, path: string[], root: Located): Problem {
     case 'type':
     case 'anyOf':
       if (value === null) return problem('EMPTY', at, `${field} is empty`, 'write a value, or leave the key out');
+      if (schema.type === 'integer' && typeof value === 'number') return problem('RANGE', at, `${field} must be a whole number, not ${quoted(value)}`);
       return problem('TYPE', at, `${field} must be ${typeWords(schema)}, not ${nodeWords(node)}`, typeHint(schema, value));
     case 'enum':
     case 'const': {

@@ -4,7 +4,7 @@ import { ContentHash } from './artifact.ts';
 export const NODE_KINDS = [
   'corpus', 'index', 'tasks', 'trajectories', 'profile', 'sft', 'rl', 'benchmark', 'report',
 ] as const;
-export const NodeKind = Type.Union(NODE_KINDS.map((kind) => Type.Literal(kind)));
+export const NodeKind = Type.Unsafe<(typeof NODE_KINDS)[number]>({ type: 'string', enum: NODE_KINDS });
 export type NodeKind = (typeof NODE_KINDS)[number];
 
 /** A vertex of the plan. `kind` decides which activity runs it; `parameters` is what its key was made from. */

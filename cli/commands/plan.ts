@@ -1,0 +1,138 @@
+import { writeFile } from 'node:fs/promises';
+import { parseArgs } from 'node:util';
+import { estimateNode } from '../../plan/estimate.ts';
+import { type Located, leaves } from '../../plan/located.ts';
+import { placeText } from '../../plan/problem.ts';
+import { type ArtifactLookup, decideActions, type FoundArtifact, type NodeAction } from '../../plan/reuse.ts';
+import { ExitCode } from '../../schemas/errors.ts';
+import type { Unkeyed } from '../../schemas/node-parameters.ts';
+import type { Plan, PlanNode } from '../../schemas/plan.ts';
+import type { Command, CommandIo } from '../command.ts';
+import { openStack, type Stack } from '../open-stack.ts';
+import { planSpec } from '../plan-spec.ts';
+import { problemsToJson, showProblems } from '../show-problems.ts';
+import { count, detectTerminal, renderTable } from '../terminal.ts';
+import { showRest, splitPositionals } from './validate.ts';
+
+const SHOWN_KEY = 12;
+
+export const command: Command = {
+  name: 'plan',
+  summary: 'Show what a spec would run, and what it would reuse.',
+  usage: 'plan SPEC [KEY=VALUE …] [-f OVERLAY] [--profile P] [--label L] [-o FILE] [--resolved [--origin]] [--json]',
+  help: `  KEY=VALUE, +KEY=VALUE, ~KEY   change, add or remove a value by its dotted path
+  -f, --overlay FILE            lay a file over the spec; may be repeated
+  --profile P                   name or path of a profile (default: local)
+  --label L                     tells runs of one spec apart
+  -o, --output FILE             write the plan as JSON
+  --resolved, --origin          print the resolved spec, leaf by leaf; and where each value was written
+  --json                        {nodes: [{id, kind, key, inputs, action, reason}]}`,
+
+  async run(argv, io) {
+    const { values, positionals } = parseArgs({
+      args: [...argv],
+      allowPositionals: true,
+      options: {
+        overlay: { type: 'string', short: 'f', multiple: true, default: [] },
+        profile: { type: 'string' },
+        label: { type: 'string' },
+        output: { type: 'string', short: 'o' },
+        resolved: { type: 'boolean', default: false },
+        origin: { type: 'boolean', default: false },
+        json: { type: 'boolean', default: false },
+      },
+    });
+    const { spec, overrides } = splitPositionals(positionals, 'exp plan');
+    const { overlay: overlays, profile: profileName, label } = values;
+    const loaded = await planSpec({ spec, overrides, overlays, profile: profileName, label, env: io.env });
+    const { plan, problems, warnings, unknown, root, texts, profile } = loaded;
+    if (plan === null) {
+      if (values.json) io.out(JSON.stringify({ problems: problemsToJson(problems) }));
+      else showProblems(problems, texts, io);
+      return ExitCode.invalidInput;
+    }
+    if (values.output !== undefined) await writeFile(values.output, `${JSON.stringify(plan, null, 2)}\n`);
+    if (values.resolved) {
+      showResolved(root as Located, values.origin, io);
+      return ExitCode.done;
+    }
+    const nodes = plan.arms.flatMap((arm) => arm.nodes);
+    const stack = await openStack(profile);
+    try {
+      const actions = await decideActions(nodes, stack && artifactLookup(stack));
+      if (values.json) io.out(JSON.stringify({ ...planToJson(plan, actions), warnings: problemsToJson(warnings), unknown }));
+      else {
+        showRest(warnings, unknown, io);
+        showPlan(plan, actions, io);
+      }
+    } finally {
+      await stack?.close();
+    }
+    return ExitCode.done;
+  },
+};
+
+/** What the artifact store has under keys, with what it was made from. */
+export function artifactLookup({ store }: Pick<Stack, 'store'>): ArtifactLookup {
+  return async (keys) => {
+    const refs = [...(await store.findAll(keys)).values()];
+    const found = await Promise.all(
+      refs.map(async ({ key, generation, digest }): Promise<[string, FoundArtifact]> => {
+        const { made_with, created_at, inputs } = await store.manifest(key);
+        return [key, { generation, digest, made_with, created_at, inputs }];
+      }),
+    );
+    // Parents may be of another plan: whether they are still current matters too.
+    const parents = found.flatMap(([, { inputs }]) => inputs.map(({ key }) => key)).filter((key) => !keys.includes(key));
+    const current = await store.findAll(parents);
+    const others = [...current.values()].map(({ key, generation, digest }): [string, FoundArtifact] => [
+      key,
+      { generation, digest, made_with: {}, created_at: '', inputs: [] },
+    ]);
+    return new Map([...found, ...others]);
+  };
+}
+
+export function planToJson({ run_key, name, arms }: Plan, actions: readonly NodeAction[]) {
+  const nodes = arms.flatMap((arm) => arm.nodes);
+  return {
+    name,
+    run_key,
+    nodes: nodes.map(({ id, kind, key, inputs }, index) => ({ id, kind, key, inputs, action: actions[index]?.action, reason: actions[index]?.reason })),
+  };
+}
+
+export function showPlan({ name, profile, arms }: Plan, actions: readonly NodeAction[], io: CommandIo): void {
+  const nodes = arms.flatMap((arm) => arm.nodes);
+  const running = actions.filter(({ action }) => action === 'run').length;
+  const terminal = detectTerminal(io);
+  const columns = [{ title: 'node' }, { title: 'kind' }, { title: 'key' }, { title: 'action' }, { title: 'estimate' }, { title: 'reason' }];
+  const rows = nodes.map((node, index) => [node.id, node.kind, keyText(node), actions[index]?.action ?? '', estimateText(node, nodes), actions[index]?.reason ?? '']);
+  io.out(`${name} on profile ${profile}: ${running} of ${nodes.length} nodes run, ${nodes.length - running} are reused`);
+  for (const line of renderTable(terminal, columns, rows)) io.out(line);
+}
+
+function keyText({ key, unkeyed }: PlanNode): string {
+  return (unkeyed as Unkeyed).unknown ? 'unknown' : key.slice(0, SHOWN_KEY);
+}
+
+function estimateText(node: PlanNode, nodes: readonly PlanNode[]): string {
+  const estimate = estimateNode(node, nodes);
+  if (estimate === null) return 'unknown';
+  const { rollouts, tokens_at_most, tool_calls_at_most } = estimate;
+  const parts = [
+    rollouts > 0 && `${count(rollouts)} rollouts`,
+    tokens_at_most > 0 && `≤ ${count(tokens_at_most)} tokens`,
+    tool_calls_at_most > 0 && `≤ ${count(tool_calls_at_most)} calls`,
+  ];
+  return parts.filter((part) => part !== false).join(', ');
+}
+
+/** Every leaf of the resolved spec; with `origin`, where it was written. */
+function showResolved(root: Located, origin: boolean, io: CommandIo): void {
+  for (const { path, leaf } of leaves(root)) {
+    if (leaf.kind === 'unset') continue;
+    const place = leaf.isDefault ? 'default' : placeText(leaf.at);
+    io.out(`${path.join('.')}: ${JSON.stringify(leaf.value)}${origin ? `  # ${place}` : ''}`);
+  }
+}

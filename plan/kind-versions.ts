@@ -1,0 +1,14 @@
+import type { NodeKind } from '../schemas/plan.ts';
+
+/** Raised when a kind's executor begins to produce other results from the same parameters. Enters every key. */
+export const KIND_VERSIONS: Readonly<Record<NodeKind, number>> = {
+  corpus: 1,
+  index: 1,
+  tasks: 1,
+  trajectories: 1,
+  profile: 1,
+  sft: 1,
+  rl: 1,
+  benchmark: 1,
+  report: 1,
+};

@@ -1,0 +1,144 @@
+/** From a spec file to a plan: the one entrance for verbs. */
+import { resolve } from 'node:path';
+import { contentKey } from '../schemas/canonical.ts';
+import type { Experiment } from '../schemas/experiment.ts';
+import type { Plan } from '../schemas/plan.ts';
+import type { Profile } from '../schemas/profile.ts';
+import { checkSpec } from './check.ts';
+import { compileNodes } from './compile.ts';
+import { FileDigests } from './input-files.ts';
+import { loadSpec, readSpecFile } from './load-spec.ts';
+import type { Located } from './located.ts';
+import { parseOverrides } from './overrides.ts';
+import { placeText, type Problem, sortProblems } from './problem.ts';
+import { type Layer, resolveSpec } from './resolve.ts';
+import { readSpecInputs } from './spec-inputs.ts';
+import { resolveNames } from './spec-names.ts';
+
+export interface LoadPlanOptions {
+  profile: Profile;
+  /** `key=value`, `+key=value`, `~key`, in order. */
+  overrides?: readonly string[];
+  /** Files laid over the spec, in order. */
+  overlays?: readonly string[];
+  /** Tells runs of one spec apart. */
+  label?: string | undefined;
+  env: NodeJS.ProcessEnv;
+  /** Where digests of files are remembered. */
+  cacheDir: string;
+  /** Where set-up makes models. */
+  modelsDir: string;
+  profilesDir: string;
+  repoRoot: string;
+  /** Pinned Python packages, relative to the checkout. */
+  pythonLock: string;
+}
+
+export interface LoadedPlan {
+  /** Null when there are problems. */
+  plan: Plan | null;
+  problems: Problem[];
+  warnings: Problem[];
+  /** Sentences: what the profile or this machine lacks. Such a plan is shown and not submitted. */
+  unknown: string[];
+  /** The resolved spec with the place of every value; null when nothing could be read. */
+  root: Located | null;
+  /** Text by file as named in problems, for excerpts. */
+  texts: Map<string, string>;
+}
+
+/** Node ids of a plan are those of its only arm, until ablations give it more. */
+const ONLY_ARM = 'main';
+
+export async function loadPlan(specPath: string, options: LoadPlanOptions): Promise<LoadedPlan> {
+  const { layers, problems, texts, isWhole } = readLayers(specPath, options);
+  const failed = (found: readonly Problem[], root: Located | null = null): LoadedPlan => ({
+    plan: null,
+    problems: sortProblems(found),
+    warnings: [],
+    unknown: [],
+    root,
+    texts,
+  });
+  // A file that could not be read may be what the rest refers to: nothing more can be said.
+  if (!isWhole) return failed(problems);
+
+  const resolved = resolveSpec(layers);
+  const { experiment, root, isValid } = resolved;
+  const names = isValid ? resolveNames(experiment, options) : null;
+  const limits = { policyContext: names?.policy.context_length ?? null, embedderTokens: names?.embedder.max_tokens ?? null };
+  const checked = checkSpec(experiment, root, limits, isValid);
+  const structural = [...problems, ...resolved.problems];
+  const semantic = checked.problems.filter((found) => !structural.some((other) => placeText(other) === placeText(found)));
+  if (names === null) return failed(withoutEchoes(structural, semantic), root);
+
+  const { env, cacheDir, repoRoot, pythonLock, profile } = options;
+  const inputs = await readSpecInputs(experiment, {
+    root,
+    specFile: specPath,
+    env,
+    dataRoots: profile.data_roots,
+    digests: new FileDigests(cacheDir),
+    repoRoot,
+    pythonLock,
+  });
+  const all = withoutEchoes(structural, [...semantic, ...inputs.problems]);
+  if (all.length > 0) return failed(all, root);
+  const nodes = compileNodes({ experiment, names, inputs: inputs.byField });
+  return {
+    plan: planOf(experiment, nodes, specPath, options),
+    problems: [],
+    warnings: sortProblems(checked.warnings),
+    unknown: [...new Set([...names.lacks, ...inputs.lacks])],
+    root,
+    texts,
+  };
+}
+
+function planOf(experiment: Experiment, nodes: Plan['arms'][number]['nodes'], specPath: string, { profile, label }: LoadPlanOptions): Plan {
+  return {
+    api_version: 'exp/v1',
+    run_key: contentKey({ spec: experiment, profile: profile.name, label: label ?? null }),
+    name: experiment.name,
+    profile: profile.name,
+    spec_path: resolve(specPath),
+    spec: experiment as unknown as Record<string, unknown>,
+    tracking: { mlflow_experiment: experiment.tracking?.mlflow_experiment ?? experiment.name },
+    arms: [{ name: ONLY_ARM, seed: experiment.seed, nodes }],
+  };
+}
+
+/** One mistake is one problem: what a later pass finds at the very place of an earlier one follows from it. */
+function withoutEchoes(first: readonly Problem[], later: readonly Problem[]): Problem[] {
+  const kept = [...first];
+  for (const found of later) if (!kept.some((other) => placeText(other) === placeText(found))) kept.push(found);
+  return kept;
+}
+
+interface Layers {
+  layers: Layer[];
+  problems: Problem[];
+  texts: Map<string, string>;
+  isWhole: boolean;
+}
+
+/** The file and what it extends, the overlays, the command line. */
+function readLayers(specPath: string, { overrides = [], overlays = [] }: LoadPlanOptions): Layers {
+  const { documents, problems, texts } = loadSpec(specPath);
+  let isWhole = documents.length > 0 && !problems.some(isFatal);
+  const layers: Layer[] = documents.map((root) => ({ kind: 'document', root }));
+  for (const file of overlays) {
+    const overlay = readSpecFile(file);
+    texts.set(file, overlay.text);
+    problems.push(...overlay.problems);
+    if (overlay.root) layers.push({ kind: 'document', root: overlay.root });
+    else isWhole = false;
+  }
+  const { assignments, problems: misuse } = parseOverrides(overrides);
+  problems.push(...misuse);
+  layers.push({ kind: 'assignments', assignments });
+  return { layers, problems, texts, isWhole };
+}
+
+const FATAL = new Set(['FILE', 'SIZE', 'EMPTY', 'MULTI_DOC', 'SYNTAX', 'YAML_ALIAS', 'DEPTH', 'ENCODING', 'CYCLE', 'PATH_OUTSIDE', 'NOT_REGULAR', 'TAG']);
+const isFatal = ({ code }: Problem): boolean => FATAL.has(code);
