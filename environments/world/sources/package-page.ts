@@ -31,8 +31,8 @@ const BOX_WORDS = 3;
 const BOX_LINK_LIMIT = 2;
 
 /**
- * Markdown of a package page: a compact box with one fact a line, then links and description, then the README.
- * The box comes first and is short, so that a visit on a small token budget still holds the facts.
+ * Markdown of a package page: first its facts, each a short paragraph of its own, then links and description, then
+ * the README. A reader on a small token budget is given the paragraphs that match its goal, so it gets the facts.
  */
 export function packagePage(
   url: string,
@@ -41,14 +41,14 @@ export function packagePage(
   { linkOf, readmeChars }: { linkOf: (name: string) => string; readmeChars: number },
 ): SourcePage {
   const box = factLines(facts, linkOf).map(([label, value]) => `${label}: ${value}`);
-  const sections = [`# ${titleOf(facts)}`, box.join('\n')];
+  const sections = [`# ${titleOf(facts)}`, ...box];
   if (facts.description) sections.push(facts.description);
   if (facts.dependencies.length > 0) {
     const links = facts.dependencies.map(({ name, range }) => `- [${name}](${linkOf(name)})${range ? ` ${range}` : ''}`);
-    sections.push(`## Dependencies of ${facts.name}\n\n${links.join('\n')}`);
+    sections.push(`## Links\n\n${links.join('\n')}`);
   }
-  for (const [label, items] of [['Extras', facts.extras ?? []], ['Keywords', facts.keywords]] as const) {
-    if (items.length > BOX_WORDS) sections.push(`## ${label} of ${facts.name}\n\n${items.join(', ')}`);
+  for (const [label, items] of [['extras', facts.extras ?? []], ['keywords', facts.keywords]] as const) {
+    if (items.length > BOX_WORDS) sections.push(`## All ${label}\n\n${items.join(', ')}`);
   }
   const text = headOf(cleanReadme(readme), readmeChars);
   if (text) sections.push(`## README\n\n${text}`);
