@@ -4,12 +4,13 @@ import { clock, count, fit, paint, plainAscii, progressBar, type Terminal, textW
 
 type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1] };
 
+/** No symbol that some terminals draw as an emoji of two columns. */
 const LOOKS: Record<NodeStatus, Look> = {
   waiting: { unicode: '·', ascii: '.', colour: 'dim' },
   running: { unicode: '◐', ascii: '>', colour: 'cyan' },
-  done: { unicode: '✔', ascii: '+', colour: 'green' },
+  done: { unicode: '✓', ascii: '+', colour: 'green' },
   reused: { unicode: '↺', ascii: '=', colour: 'blue' },
-  failed: { unicode: '✖', ascii: 'x', colour: 'red' },
+  failed: { unicode: '✗', ascii: 'x', colour: 'red' },
   gate_failed: { unicode: '▲', ascii: '!', colour: 'yellow' },
   cancelled: { unicode: '■', ascii: '#', colour: 'yellow' },
   skipped: { unicode: '○', ascii: '-', colour: 'dim' },
@@ -32,7 +33,7 @@ export function renderFrame(state: RunState, terminal: Terminal, frame: Frame): 
   const header = renderHeader(state, terminal, frame);
   const trouble = frame.trouble ?? state.trouble;
   const footer = [
-    ...(trouble ? [paint(terminal, 'yellow', fitLine(terminal, `${terminal.unicode ? '⚠' : '!'} ${trouble}`))] : []),
+    ...(trouble ? [paint(terminal, 'yellow', fitLine(terminal, `! ${trouble}`))] : []),
     ...(frame.hint ? ['', paint(terminal, 'dim', fitLine(terminal, frame.hint))] : []),
   ];
   const layout = measure(state, terminal);

@@ -1,13 +1,13 @@
 /** The services a verb talks to, opened once and closed at its end. */
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import type { Client } from '@temporalio/client';
 import type { Pool } from 'pg';
 import { ArtifactStore } from '../activities/adapters/artifact-store.ts';
-import { type BlobStore, DirectoryBlobStore, S3BlobStore } from '../activities/adapters/blob-store.ts';
+import { openBlobStore } from '../activities/adapters/blob-store.ts';
 import { loadProfile } from '../plan/profile.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { Profile } from '../schemas/profile.ts';
-import { type Connections, connections } from '../services/connections.ts';
+import { type Connections, connections, temporalOptions } from '../services/connections.ts';
 import { home, repoRoot } from '../services/home.ts';
 
 const CONNECT_MS = 5_000;
@@ -65,7 +65,7 @@ export async function connectStack(addresses: Connections): Promise<Stack | null
   return {
     pool,
     connections: addresses,
-    store: new ArtifactStore(pool, await openBlobStore(addresses.artifacts)),
+    store: new ArtifactStore(pool, await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs'))),
     temporal,
     async close() {
       const opened = await client?.catch(() => null);
@@ -84,7 +84,9 @@ export async function requireStack(profile: Profile): Promise<Stack> {
 
 /** A profile by name or path; the embedded one unless EXP_PROFILE says otherwise. */
 export function openProfile(nameOrPath: string | undefined): { profile: Profile; ref: string } {
-  const ref = nameOrPath ?? (process.env['EXP_PROFILE'] || 'local');
+  const given = nameOrPath ?? (process.env['EXP_PROFILE'] || 'local');
+  // Workers load it too, from another folder.
+  const ref = /[/]|\.ya?ml$/.test(given) ? resolve(given) : given;
   return { profile: loadProfile(ref, join(repoRoot(), 'profiles')), ref };
 }
 
@@ -111,36 +113,14 @@ export function asUnreachable(cause: unknown, profile: Profile): unknown {
   return new ExpError('SERVICE_UNREACHABLE', `profile ${profile.name}`, `a service stopped answering: ${reason}`, { cause });
 }
 
-async function connectTemporal({ address, namespace, tls, apiKey }: Connections['temporal']): Promise<Client> {
+async function connectTemporal(temporal: Connections['temporal']): Promise<Client> {
   const { Client, Connection } = await import('@temporalio/client');
   try {
-    const connection = await Connection.connect({
-      address,
-      connectTimeout: CONNECT_MS,
-      ...(tls && { tls: tls === true ? true : temporalTls(tls) }),
-      ...(apiKey !== undefined && { apiKey }),
-    });
-    return new Client({ connection, namespace });
+    const connection = await Connection.connect({ ...temporalOptions(temporal), connectTimeout: CONNECT_MS });
+    return new Client({ connection, namespace: temporal.namespace });
   } catch (cause) {
-    throw new ExpError('SERVICE_UNREACHABLE', `Temporal at ${address}`, 'no answer; `exp doctor` looks for the cause', { cause });
+    throw new ExpError('SERVICE_UNREACHABLE', `Temporal at ${temporal.address}`, 'no answer; `exp doctor` looks for the cause', { cause });
   }
-}
-
-function temporalTls({ serverName, ca, cert, key }: Exclude<Connections['temporal']['tls'], true | undefined>) {
-  return {
-    ...(serverName !== undefined && { serverNameOverride: serverName }),
-    ...(ca && { serverRootCACertificate: ca }),
-    ...(cert && key && { clientCertPair: { crt: cert, key } }),
-  };
-}
-
-/** Blobs where the profile keeps them. */
-async function openBlobStore(artifacts: Connections['artifacts']): Promise<BlobStore> {
-  if (artifacts.kind === 'dir') return new DirectoryBlobStore(artifacts.path);
-  const { S3Client } = await import('@aws-sdk/client-s3');
-  const { bucket, prefix, region, endpoint } = artifacts;
-  const client = new S3Client({ region, ...(endpoint !== undefined && { endpoint, forcePathStyle: true }) });
-  return new S3BlobStore({ client, bucket, prefix, cacheRoot: join(home(), 'cache', 'blobs') });
 }
 
 const POSTGRES_OUTAGES = new Set(['57P03', '57P01', '57P02', '08006', '08001', '08004', '53300']);

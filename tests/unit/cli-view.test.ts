@@ -61,6 +61,12 @@ test('the header says elapsed time, what is left, and how many nodes have ended'
   expect(link).toContain('http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef');
 });
 
+test('no symbol is an emoji, which some terminals draw two columns wide', () => {
+  const statuses = ['waiting', 'running', 'done', 'reused', 'failed', 'gate_failed', 'cancelled', 'skipped'] as const;
+  const lines = renderFrame(state(statuses.map((status) => node(status, { status })), { trouble: 'away' }), terminal(), frame);
+  expect(lines.join('')).not.toMatch(/[^\u0000-\u007f]\ufe0f|(?![\u0000-\u007f])\p{Extended_Pictographic}/u);
+});
+
 test('half of the steps fill half of the bar', () => {
   expect(progressBar(terminal(), 3, 6, 10)).toBe('█████░░░░░');
   expect(progressBar(terminal(), 1, 16, 10)).toBe('▋░░░░░░░░░');
