@@ -305,7 +305,7 @@ async function observe(
 }
 
 function malformedText(reason: string, tools: readonly ToolName[]): string {
-  return `Your response was malformed: ${reason}. Write your thought in think tags, then one tool call (${tools.join(' or ')}) or one answer, and nothing else.`;
+  return `Your response was malformed: ${reason}. Write your thought in think tags, then ${tools.length === 0 ? '' : `one tool call (${tools.join(' or ')}) or `}one answer, and nothing else.`;
 }
 
 function isCut(tokenizer: Tokenizer, ids: readonly number[]): boolean {

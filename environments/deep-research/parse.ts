@@ -51,7 +51,7 @@ function parseCall(body: string, tools: readonly string[] | undefined): Action {
   if (typeof name !== 'string' || name === '') return malformed('the tool call has no "name"');
   if (!isObject(args)) return malformed('the tool call has no object "arguments"');
   if (tools !== undefined && !tools.includes(name)) {
-    return malformed(`there is no tool ${JSON.stringify(name.slice(0, 40))}; tools: ${tools.join(', ')}`);
+    return malformed(`there is no tool ${JSON.stringify(name.slice(0, 40))}; ${tools.length === 0 ? 'there are no tools' : `tools: ${tools.join(', ')}`}`);
   }
   return { kind: 'tool_call', tool: name, args };
 }

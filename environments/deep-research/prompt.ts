@@ -45,6 +45,8 @@ const TURN_END = '<|im_end|>';
 const END_OF_TEXT = '<|endoftext|>';
 const FORCED_ANSWER = 'Provide your final answer in <answer></answer> tags now.';
 
+const ANSWER_FORM = '<think>...</think>\n<answer>only the answer</answer>';
+
 const TOOL_LINES: Record<ToolName, string> = {
   search: 'search, arguments {"query": ["..."]}: finds pages; gives title, url, snippet.',
   visit: 'visit, arguments {"url": ["..."], "goal": "..."}: reads pages that search found.',
@@ -156,13 +158,14 @@ export function recordedTurns({ token_ids, spans }: { token_ids: readonly number
 
 /** Short, because every token of it is prefilled for every trajectory. */
 function systemPrompt(tools: readonly ToolName[]): string {
+  if (tools.length === 0) return `Answer the question. Write:\n${ANSWER_FORM}`; // closed book
   return [
     'Answer the question with facts found by the tools.',
     'Tools:',
     ...tools.map((tool) => TOOL_LINES[tool]),
     'Think, then make one tool call, or answer when you know:',
     `<think>...</think>\n<tool_call>{"name": "...", "arguments": {...}}</tool_call>`,
-    '<think>...</think>\n<answer>only the answer</answer>',
+    ANSWER_FORM,
   ].join('\n');
 }
 
