@@ -88,6 +88,23 @@ function tlsOf(temporal: Addresses['temporal'], at: string): { tls?: true | TlsF
   };
 }
 
+/** How to dial Temporal: what `Connection.connect` of the client and of the worker both take. */
+export function temporalOptions({ address, tls, apiKey }: Connections['temporal']) {
+  return {
+    address,
+    ...(tls && { tls: tls === true ? true : tlsConfig(tls) }),
+    ...(apiKey !== undefined && { apiKey }),
+  };
+}
+
+function tlsConfig({ serverName, ca, cert, key }: TlsFiles) {
+  return {
+    ...(serverName !== undefined && { serverNameOverride: serverName }),
+    ...(ca && { serverRootCACertificate: ca }),
+    ...(cert && key && { clientCertPair: { crt: cert, key } }),
+  };
+}
+
 export function resolveSecret(secret: Secret, at: string): string {
   if ('file' in secret) return readNamed(secret.file, at).toString('utf8').replace(/\r?\n$/, '');
   const value = process.env[secret.env];

@@ -4,9 +4,17 @@
 create table if not exists pages (
   hash text primary key,
   title text not null,
-  text text compression lz4 not null,
+  text text not null,
   facts jsonb
 );
+-- lz4 loads six times faster than the default (pglz). The embedded build has no lz4: there text stays uncompressed.
+do $$ begin
+  if 'lz4' = any (select unnest(enumvals) from pg_settings where name = 'default_toast_compression') then
+    alter table pages alter column text set compression lz4;
+  else
+    alter table pages alter column text set storage external;
+  end if;
+end $$;
 create table if not exists corpus_pages (
   corpus_key text not null,
   url text not null,
@@ -24,12 +32,12 @@ create table if not exists page_bands (
   primary key (corpus_key, band, hash)
 );
 
--- Worlds built by hand (`exp world build`), by name: manifests of corpus and index, and how they are fused.
+-- Worlds built by hand (`exp world build`), by name: what is in PostgreSQL and Milvus, and how the index was made.
 create table if not exists worlds (
   name text primary key,
   corpus jsonb not null,
   index jsonb not null,
-  fusion jsonb not null,
+  parameters jsonb not null,
   created_at timestamptz not null default now()
 );
 

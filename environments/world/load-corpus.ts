@@ -143,7 +143,9 @@ async function selectPages(options: LoadCorpusOptions, slack: number, totals: { 
 async function stagePages(client: PoolClient, options: LoadCorpusOptions, taken: ReadonlyMap<string, number>): Promise<void> {
   await client.query('drop table if exists staged_pages');
   await client.query(`create temp table staged_pages
-    (page_order text primary key, url text, title text, text text compression lz4, facts jsonb, source text, chunks integer)`);
+    (page_order text primary key, url text, title text, text text, facts jsonb, source text, chunks integer)`);
+  // Read once and dropped: compressing it would cost more than it saves.
+  await client.query('alter table staged_pages alter column text set storage external');
   const staged = new Set<string>();
   for await (const batch of inBatches(pagesOf(options, { seen: 0, bad: 0 }))) {
     options.signal.throwIfAborted();
