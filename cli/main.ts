@@ -65,7 +65,7 @@ function processIo(): CommandIo {
 const isUsageError = (error: unknown): error is Error =>
   error instanceof TypeError && String((error as NodeJS.ErrnoException).code).startsWith('ERR_PARSE_ARGS');
 
-const UNAVAILABLE = new Set(['SERVICES_DOWN', 'SERVICE_UNREACHABLE', 'SERVICE_NOT_READY']);
+const UNAVAILABLE = new Set(['SERVICES_DOWN', 'SERVICE_UNREACHABLE', 'SERVICE_NOT_READY', 'WORLD_UNAVAILABLE']);
 const FAILED = new Set(['SETUP_FAILED', 'STORAGE_FULL', 'RUN_FAILED', 'NODE_FAILED', 'ENGINE_BUSY']);
 
 function exitCodeOf(code: string): number {

@@ -238,6 +238,7 @@ function rejectAll(batch: Batch, error: Error): void {
 function endChild({ process }: Child): Promise<void> {
   if (process.exitCode !== null || process.signalCode !== null) return Promise.resolve();
   return new Promise((resolve) => {
+    process.ref();
     process.once('exit', () => resolve());
     process.kill('SIGKILL'); // it holds no state
   });

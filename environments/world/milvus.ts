@@ -7,6 +7,9 @@ export interface MilvusAddress {
 }
 
 const TIMEOUT_MS = 30_000;
+// Python's gRPC server (Milvus Lite) cuts off a client that pings an idle connection more than every five minutes; the
+// SDK pings every ten seconds. Calls have deadlines, so a dead connection is noticed without pings.
+const CHANNEL = { 'grpc.keepalive_time_ms': 600_000, 'grpc.keepalive_permit_without_calls': 0 };
 
 /** A client that lives through an outage: it connects again by itself, and a failed first connection crashes nobody. */
 export function connectMilvus({ address, token }: MilvusAddress): MilvusClient {
@@ -16,6 +19,7 @@ export function connectMilvus({ address, token }: MilvusAddress): MilvusClient {
     timeout: TIMEOUT_MS,
     maxRetries: 3,
     retryDelay: 100,
+    channelOptions: CHANNEL,
   });
   // The constructor dials at once; without a listener a refused connection ends the process.
   client.connectPromise.catch(() => undefined);
@@ -31,10 +35,14 @@ interface Status {
 /** Milvus answers failures as data; here they are exceptions. */
 export async function milvusCall<R>(what: string, call: Promise<R>): Promise<R> {
   let answer: R;
+  // While gRPC waits to connect again, none of its timers keeps the process alive.
+  const hold = setInterval(() => undefined, TIMEOUT_MS);
   try {
     answer = await call;
   } catch (cause) {
     throw new ExpError('WORLD_UNAVAILABLE', `milvus ${what}`, firstLine(cause), { cause });
+  } finally {
+    clearInterval(hold);
   }
   const outer = answer as Status & { status?: Status };
   const { error_code, code, reason } = outer.status ?? outer;
