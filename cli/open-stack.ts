@@ -78,7 +78,9 @@ export async function connectStack(addresses: Connections): Promise<Stack | null
 export async function requireStack(profile: Profile): Promise<Stack> {
   const stack = await openStack(profile);
   if (stack) return stack;
-  const remedy = profile.addresses ? 'PostgreSQL does not answer at its address' : 'its services are not running; run: exp up';
+  const remedy = profile.addresses
+    ? 'PostgreSQL does not answer at its address'
+    : 'its services are not running; run: exp up';
   throw new ExpError('SERVICES_DOWN', `profile ${profile.name}`, remedy);
 }
 
@@ -110,7 +112,9 @@ export async function withStack<T>(
 export function asUnreachable(cause: unknown, profile: Profile): unknown {
   if (cause instanceof ExpError || !isOutage(cause)) return cause;
   const reason = (cause as Error).message || 'connection refused';
-  return new ExpError('SERVICE_UNREACHABLE', `profile ${profile.name}`, `a service stopped answering: ${reason}`, { cause });
+  return new ExpError('SERVICE_UNREACHABLE', `profile ${profile.name}`, `a service stopped answering: ${reason}`, {
+    cause,
+  });
 }
 
 async function connectTemporal(temporal: Connections['temporal']): Promise<Client> {
@@ -119,20 +123,43 @@ async function connectTemporal(temporal: Connections['temporal']): Promise<Clien
     const connection = await Connection.connect({ ...temporalOptions(temporal), connectTimeout: CONNECT_MS });
     return new Client({ connection, namespace: temporal.namespace });
   } catch (cause) {
-    throw new ExpError('SERVICE_UNREACHABLE', `Temporal at ${temporal.address}`, 'no answer; `exp doctor` looks for the cause', { cause });
+    throw new ExpError(
+      'SERVICE_UNREACHABLE',
+      `Temporal at ${temporal.address}`,
+      'no answer; `exp doctor` looks for the cause',
+      { cause },
+    );
   }
 }
 
 const POSTGRES_OUTAGES = new Set(['57P03', '57P01', '57P02', '08006', '08001', '08004', '53300']);
-const SOCKET_OUTAGES = new Set(['ECONNREFUSED', 'ECONNRESET', 'EHOSTUNREACH', 'ENETUNREACH', 'ETIMEDOUT', 'ENOTFOUND', 'EPIPE']);
+const SOCKET_OUTAGES = new Set([
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ETIMEDOUT',
+  'ENOTFOUND',
+  'EPIPE',
+]);
 
 /** Whether an error of PostgreSQL's client or Temporal's says that the service is away, not that the request was wrong. */
 export function isOutage(error: unknown): boolean {
   if (error instanceof ExpError) return error.code === 'SERVICE_UNREACHABLE' || error.code === 'SERVICES_DOWN';
-  const { code, message, cause, errors } = error as { code?: unknown; message?: string; cause?: unknown; errors?: unknown[] };
+  const { code, message, cause, errors } = error as {
+    code?: unknown;
+    message?: string;
+    cause?: unknown;
+    errors?: unknown[];
+  };
   if (typeof code === 'string' && (POSTGRES_OUTAGES.has(code) || SOCKET_OUTAGES.has(code))) return true;
   if (typeof code === 'number' && (code === 14 || code === 4 || code === 1)) return true; // gRPC: unavailable, deadline, cancelled
-  if (/timeout exceeded|Connection terminated|Query read timeout|server closed the connection|Failed to connect/i.test(message ?? '')) return true;
+  if (
+    /timeout exceeded|Connection terminated|Query read timeout|server closed the connection|Failed to connect/i.test(
+      message ?? '',
+    )
+  )
+    return true;
   if (Array.isArray(errors) && errors.some(isOutage)) return true;
   return cause instanceof Error && isOutage(cause);
 }

@@ -35,7 +35,7 @@ function workerOptions(queue: Queue, deps: Awaited<ReturnType<typeof openDepende
     maxHeartbeatThrottleInterval: '2s',
     shutdownGraceTime: '10s',
     interceptors: { activity: [failureInterceptor(deps.progress)] },
-  } as const;
+  } satisfies Partial<WorkerOptions>;
   const main: WorkerOptions = {
     ...common,
     taskQueue: queue,

@@ -16,6 +16,18 @@ export interface BlobStore {
   has(sha256: string): Promise<boolean>;
 }
 
+/** Where a profile keeps its blobs. `cacheRoot` holds what was read from a remote store. */
+export async function openBlobStore(
+  where: { kind: 'dir'; path: string } | { kind: 's3'; bucket: string; prefix: string; region: string; endpoint?: string },
+  cacheRoot: string,
+): Promise<BlobStore> {
+  if (where.kind === 'dir') return new DirectoryBlobStore(where.path);
+  const { S3Client } = await import('@aws-sdk/client-s3');
+  const { bucket, prefix, region, endpoint } = where;
+  const client = new S3Client({ region, ...(endpoint !== undefined && { endpoint, forcePathStyle: true }) });
+  return new S3BlobStore({ client, bucket, prefix, cacheRoot });
+}
+
 export async function sha256File(path: string): Promise<string> {
   const hash = createHash('sha256');
   await pipeline(createReadStream(path), hash);

@@ -12,7 +12,7 @@ export interface MergedWeightsDeps {
   cache: string;
   python: string;
   /** Hugging Face directory of a base model of the registry. */
-  baseDir(model: string): Promise<string>;
+  baseDir(model: string): string;
   /** What the engine loads: bfloat16 or float32. */
   dtype: string;
 }
@@ -46,7 +46,7 @@ export class MergedWeights {
     await mkdir(cache, { recursive: true });
     const adapters: string[] = [];
     for (const sha256 of checkpoint.adapters) adapters.push('--adapter', await store.openBlob(sha256));
-    const args = ['-m', 'exp_trainer.merge', '--base', await baseDir(checkpoint.model), ...adapters];
+    const args = ['-m', 'exp_trainer.merge', '--base', baseDir(checkpoint.model), ...adapters];
     try {
       await promisify(execFile)(python, [...args, '--out', out, '--dtype', dtype], { maxBuffer: 2 ** 24 });
     } catch (cause) {

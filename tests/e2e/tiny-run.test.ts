@@ -1,0 +1,168 @@
+import { execFile } from 'node:child_process';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import pg from 'pg';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { connections } from '../../services/connections.ts';
+import { loadProfile } from '../../plan/profile.ts';
+import { modelsDir, python, repoRoot } from '../../services/home.ts';
+
+/**
+ * One small spec on the whole real stack: Temporal, PostgreSQL, Milvus Lite, MLflow, vLLM with random weights, the
+ * trainer. Processes are killed on the way. The stack has a home of its own and is gone at the end.
+ */
+const SPEC = join(repoRoot(), 'tests', 'fixtures', 'specs', 'tiny.yaml');
+let home: string;
+let profilePath: string;
+let pool: pg.Pool;
+
+const run = promisify(execFile);
+const exp = async (...args: string[]) => {
+  const { stdout } = await run(join(repoRoot(), 'exp'), args, {
+    env: { ...process.env, EXP_HOME: home, EXP_PROFILE: profilePath },
+    maxBuffer: 2 ** 26,
+  });
+  return stdout;
+};
+const lastJson = (stdout: string) => JSON.parse(stdout.trim().split('\n').at(-1) as string);
+
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'exp-e2e-'));
+  const policy = join(home, 'tiny');
+  await run(python(), [
+    join(repoRoot(), 'trainer', 'tests', 'tiny_policy.py'),
+    '--tokenizer', join(modelsDir(), 'smollm2-135m-instruct'),
+    '--out', policy,
+  ]);
+  profilePath = await writeProfile(policy);
+  await exp('up');
+  process.env['EXP_HOME'] = home;
+  const { postgres } = await connections(loadProfile(profilePath, join(repoRoot(), 'profiles')));
+  pool = new pg.Pool({ connectionString: postgres.url });
+  pool.on('error', () => {});
+}, 420_000);
+
+afterAll(async () => {
+  await pool?.end();
+  await exp('down').catch(() => undefined);
+  await rm(home, { recursive: true, force: true });
+}, 120_000);
+
+/** The local profile with the tiny policy in its registry and its engine. */
+async function writeProfile(policy: string): Promise<string> {
+  const local = await readFile(join(repoRoot(), 'profiles', 'local.yaml'), 'utf8');
+  const text = local
+    .replace('model: smollm2-135m-instruct', 'model: tiny')
+    .replace(/kv_cache_gib: \d+/, 'kv_cache_gib: 1')
+    .replace('  models:\n', `  models:\n    tiny: { path: ${policy}, sha256: ${'0'.repeat(64)}, format: safetensors, context_length: 4096, licence: none }\n`);
+  await mkdir(home, { recursive: true });
+  const path = join(home, 'profile.yaml');
+  await writeFile(path, text);
+  return path;
+}
+
+interface NodeStatus {
+  id: string;
+  kind: string;
+  key: string;
+  status: string;
+  attempts: number;
+}
+const statusOf = async (id: string): Promise<{ status: string; nodes: NodeStatus[]; mlflow_url: string }> =>
+  lastJson(await exp('status', id, '--json'));
+
+async function until<T>(what: string, look: () => Promise<T | undefined | false>, seconds = 300): Promise<T> {
+  for (const deadline = Date.now() + seconds * 1000; Date.now() < deadline; await delay(500)) {
+    const found = await look().catch(() => undefined);
+    if (found) return found;
+  }
+  throw new Error(`${what}: not seen within ${seconds} s`);
+}
+
+const processOf = async (query: string, pick: (row: never) => number | undefined) =>
+  until(query, async () => {
+    const { rows } = await pool.query(query);
+    return rows.map((row) => pick(row as never)).find((pid) => pid !== undefined);
+  });
+
+let id: string;
+
+test('a run survives the kill of its trainer and its engine, and ends done', async () => {
+  ({ run: id } = lastJson(await exp('submit', SPEC, '--json')));
+
+  const trainer = await processOf(
+    "select state from leases where resource like 'trainer/%' and state ? 'process'",
+    ({ state }: { state: { process: { pid: number } } }) => state.process.pid,
+  );
+  process.kill(trainer, 'SIGKILL');
+  await until('a rollout turn', async () => ((await pool.query('select 1 from turns limit 1')).rowCount ?? 0) > 0);
+  const [engine] = (await run('pgrep', ['-f', `served-model-name boot-.*--port ${await enginePort()}`])).stdout.trim().split('\n');
+  process.kill(Number(engine), 'SIGKILL');
+
+  const ended = await until('the end of the run', async () => {
+    const state = await statusOf(id);
+    return state.status !== 'running' && state;
+  }, 600);
+  expect(ended.nodes.map(({ id: name, status }) => `${name} ${status}`)).toEqual(ended.nodes.map(({ id: name }) => `${name} done`));
+  expect(ended.status).toBe('done');
+});
+
+async function enginePort(): Promise<number> {
+  const { ports } = JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as { ports: { engine: number } };
+  return ports.engine;
+}
+
+test('no optimizer step is skipped or repeated, and each has one point in MLflow', async () => {
+  const { nodes, mlflow_url } = await statusOf(id);
+  const stage = nodes.find(({ id: name }) => name === 'stage1') as NodeStatus;
+  const { rows: steps } = await pool.query('select step, status from steps where stage_key = $1 order by step', [stage.key]);
+  expect(steps).toEqual([{ step: 1, status: 'done' }, { step: 2, status: 'done' }]);
+
+  const api = `${new URL(mlflow_url).origin}/api/2.0/mlflow`;
+  const nodeRun = await until('the MLflow run of the stage', () => searchRun(api, stage.key));
+  const history = (await (await fetch(`${api}/metrics/get-history?run_id=${nodeRun}&metric_key=train/loss`)).json()) as {
+    metrics: { step: number }[];
+  };
+  expect(history.metrics.map(({ step }) => Number(step))).toEqual([1, 2]);
+});
+
+async function searchRun(api: string, key: string): Promise<string | undefined> {
+  const { experiments } = (await (await fetch(`${api}/experiments/search`, post({ max_results: 10 }))).json()) as {
+    experiments: { experiment_id: string }[];
+  };
+  const body = { experiment_ids: experiments.map(({ experiment_id }) => experiment_id), filter: `tags.\`exp.key\` = '${key}'` };
+  const { runs } = (await (await fetch(`${api}/runs/search`, post(body))).json()) as { runs?: { info: { run_id: string; status: string } }[] };
+  return runs?.find(({ info }) => info.status === 'FINISHED')?.info.run_id;
+}
+
+const post = (body: object) => ({ method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+
+test('the plan says that everything will be reused, and a second submit does so', async () => {
+  const plan = JSON.parse(await exp('plan', SPEC, '--json')) as { nodes: { id: string; action: string }[] };
+  expect(plan.nodes.filter(({ action }) => action !== 'reuse')).toEqual([]);
+
+  const again = lastJson(await exp('submit', SPEC, '--watch', '--json')) as { run: string; status: string };
+  expect(again.status).toBe('done');
+  expect(again.run).not.toBe(id);
+  const { nodes } = await statusOf(again.run);
+  expect(new Set(nodes.map(({ status }) => status))).toEqual(new Set(['reused']));
+});
+
+test('everything listens on loopback only', async () => {
+  const { stdout } = await run('ss', ['-ltnH']).catch(() => ({ stdout: '' }));
+  const ports = Object.values((JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as { ports: Record<string, number> }).ports);
+  const ours = stdout.split('\n').filter((line) => ports.some((port) => line.includes(`:${port} `)));
+  expect(ours.length).toBeGreaterThan(0);
+  for (const line of ours) expect(line.split(/\s+/)[3]).toMatch(/^127\.0\.0\.1:/);
+});
+
+test('after exp down nothing of the stack is left', async () => {
+  await exp('down');
+  const { stdout } = await run('bash', ['-c', `grep -lz "EXP_HOME=${home}" /proc/[0-9]*/environ 2>/dev/null || true`]);
+  const left = stdout.trim().split('\n').filter((path) => path && !path.includes(`/${process.pid}/`) && !path.includes(`/${process.ppid}/`));
+  const living = (await Promise.all(left.map((path) => readFile(path.replace('environ', 'cmdline'), 'utf8').catch(() => '')))).filter((line) => line !== '' && !line.includes('vitest'));
+  expect(living).toEqual([]);
+});

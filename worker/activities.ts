@@ -1,0 +1,66 @@
+import type { WorkerOptions } from '@temporalio/worker';
+import { createIndexActivities } from '../activities/build-index.ts';
+import { createCorpusActivities } from '../activities/corpus.ts';
+import { createDemonstrationActivities } from '../activities/demonstrations.ts';
+import { createHoldTrainerActivities } from '../activities/hold-trainer.ts';
+import type {
+  CpuActivities,
+  GpuActivities,
+  RolloutActivities,
+  StageActivities,
+  TrainerActivities,
+} from '../activities/index.ts';
+import { createTaskActivities } from '../activities/make-tasks.ts';
+import { createPlanRlStepActivities } from '../activities/plan-rl-step.ts';
+import { createPlanSftActivities } from '../activities/plan-sft.ts';
+import { createPrepareRolloutsActivities } from '../activities/prepare-rollouts.ts';
+import { createPublishBenchmarkActivities } from '../activities/publish-benchmark.ts';
+import { createPublishProfileActivities } from '../activities/publish-profile.ts';
+import { createResolveCheckpointActivities } from '../activities/resolve-checkpoint.ts';
+import { createRolloutActivities } from '../activities/rollout-batch.ts';
+import { createRunNodesActivities } from '../activities/run-nodes.ts';
+import { createTrackingActivities } from '../activities/tracking.ts';
+import { createTrainStageActivities } from '../activities/train-stage.ts';
+import { createReportActivities } from '../activities/write-report.ts';
+import type { Dependencies } from './dependencies.ts';
+
+/** Task queues by resource class; `host` is the trainer host's own queue. */
+export type Queue = 'exp-cpu' | 'exp-rollout' | 'exp-gpu';
+
+/** What each queue's workers can do. A missing activity does not compile. */
+export function activitiesFor(queue: Queue | 'host', deps: Dependencies): NonNullable<WorkerOptions['activities']> {
+  switch (queue) {
+    case 'exp-cpu':
+      return cpuActivities(deps);
+    case 'exp-rollout':
+      return createRolloutActivities(withReport(deps)) satisfies RolloutActivities;
+    case 'exp-gpu':
+      return createHoldTrainerActivities({ ...deps, taskQueue: deps.hostQueue }) satisfies GpuActivities;
+    case 'host':
+      return createTrainStageActivities(deps) satisfies TrainerActivities;
+    default:
+      return queue satisfies never;
+  }
+}
+
+function cpuActivities(deps: Dependencies): CpuActivities & StageActivities {
+  const reporting = withReport(deps);
+  return {
+    ...createRunNodesActivities(deps),
+    ...createCorpusActivities(reporting),
+    ...createIndexActivities(reporting),
+    ...createTaskActivities(reporting),
+    ...createDemonstrationActivities(reporting),
+    ...createResolveCheckpointActivities(deps),
+    ...createPrepareRolloutsActivities(deps),
+    ...createPublishProfileActivities(reporting),
+    ...createPublishBenchmarkActivities(reporting),
+    ...createReportActivities(reporting),
+    ...createPlanSftActivities(deps),
+    ...createPlanRlStepActivities(deps),
+    ...createTrackingActivities(deps),
+  };
+}
+
+/** Node activities only report; the rest of the diary is kept by the workflow's bookkeeping. */
+const withReport = (deps: Dependencies) => ({ ...deps, progress: deps.progress.report });

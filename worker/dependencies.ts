@@ -1,0 +1,109 @@
+import { mkdirSync } from 'node:fs';
+import { availableParallelism, hostname } from 'node:os';
+import { join } from 'node:path';
+import { Client } from '@temporalio/client';
+import { NativeConnection } from '@temporalio/worker';
+import pg from 'pg';
+import { ArtifactStore } from '../activities/adapters/artifact-store.ts';
+import { openBlobStore } from '../activities/adapters/blob-store.ts';
+import { EnginePool } from '../activities/adapters/engine.ts';
+import { MergedWeights } from '../activities/adapters/merged-weights.ts';
+import { Mlflow } from '../activities/adapters/mlflow.ts';
+import { createMlflowDelivery, REFUSED_CODES } from '../activities/adapters/mlflow-delivery.ts';
+import { Outbox } from '../activities/adapters/outbox.ts';
+import { StepLedger } from '../activities/adapters/step-ledger.ts';
+import { TrainerHost } from '../activities/adapters/trainer-host.ts';
+import { TurnJournal } from '../activities/adapters/turn-journal.ts';
+import { NodeProgress } from '../activities/node-progress.ts';
+import { PlanReader } from '../activities/plan-reader.ts';
+import type { TrainStageDeps } from '../activities/train-stage.ts';
+import { createLiveTracking } from '../activities/tracking.ts';
+import { Embedders, Tokenizers, Worlds } from '../activities/worlds.ts';
+import { verifyIndex } from '../environments/world/build-index.ts';
+import { connectMilvus } from '../environments/world/milvus.ts';
+import { verifyPages } from '../environments/world/pages.ts';
+import { loadProfile } from '../plan/profile.ts';
+import type { ArtifactRef, CorpusBody, IndexBody } from '../schemas/artifact.ts';
+import { connections, temporalOptions } from '../services/connections.ts';
+import { home, python, repoRoot } from '../services/home.ts';
+import { modelPath } from '../services/programs.ts';
+
+/** What every activity may depend on, opened once per worker process. Nothing dials before it is used. */
+export async function openDependencies() {
+  const profile = loadProfile(process.env['EXP_PROFILE'] ?? 'local', join(repoRoot(), 'profiles'));
+  const addresses = await connections(profile);
+  const { namespace } = addresses.temporal;
+  const connection = await NativeConnection.connect(temporalOptions(addresses.temporal));
+  const client = new Client({ connection, namespace });
+
+  const pool = new pg.Pool({ connectionString: addresses.postgres.url, max: 24, connectionTimeoutMillis: 10_000 });
+  pool.on('error', () => {}); // an idle connection broke: the next query opens another or says so
+  const store = new ArtifactStore(pool, await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs')));
+  const plans = new PlanReader(store);
+  const progress = new NodeProgress(pool);
+  const milvus = connectMilvus(addresses.milvus);
+  const modelDir = (model: string) => modelPath(profile, model);
+  const embedders = new Embedders((model) => modelPath(profile, model, 'embedders'));
+  const worlds = new Worlds({ plans, pool, milvus, embedders });
+  const work = join(home(), 'work');
+  mkdirSync(work, { recursive: true });
+
+  const merged = new MergedWeights({ store, cache: join(home(), 'cache', 'merged'), python: python(), baseDir: modelDir, dtype: 'bfloat16' });
+  const engines = new EnginePool({ pool, engines: addresses.engines, merged });
+  const host = new TrainerHost({ pool, host: hostname(), logDir: join(home(), 'logs'), python: python() });
+  const mlflow = new Mlflow({ ...addresses.mlflow, pool });
+  const outbox = new Outbox({ pool, deliver: createMlflowDelivery({ pool, mlflow, store }), refusedCodes: REFUSED_CODES, log: (line) => console.log(line) });
+
+  /** Pages and indexes live in services: their artifact counts only while they are there, unchanged. */
+  const verifyLive = async (artifact: ArtifactRef): Promise<boolean> => {
+    if (artifact.kind !== 'corpus' && artifact.kind !== 'index') return true;
+    const { body } = await store.manifest(artifact);
+    if (artifact.kind === 'corpus') return verifyPages(pool, body as unknown as CorpusBody);
+    return verifyIndex(milvus, body as unknown as IndexBody, { type: 'hnsw', metric: 'cosine' });
+  };
+
+  return {
+    connection,
+    namespace,
+    verifyLive,
+    trainer: { export_dtype: 'bfloat16', threads: availableParallelism(), micro_batch_tokens: 4096 } as const satisfies TrainStageDeps['trainer'],
+    madeWith: { commit: process.env['EXP_BUILD'] ?? 'unknown', host: hostname(), device: 'cpu' },
+    client,
+    pool,
+    store,
+    plans,
+    progress,
+    milvus,
+    embedders,
+    worlds,
+    work,
+    merged,
+    engines,
+    host,
+    outbox,
+    ledger: new StepLedger(pool),
+    journal: new TurnJournal(pool),
+    tokenizers: new Tokenizers(modelDir),
+    hostQueue: `exp-gpu@${hostname()}`,
+    workflowBundle: join(import.meta.dirname, '..', 'workflow-bundle.js'),
+    /** One worker of the stack sends the outbox; the others find its lock taken. */
+    startDraining() {
+      const stopping = new AbortController();
+      const drained = outbox.drain({ signal: stopping.signal, feed: createLiveTracking({ pool, outbox, plans }).trackRunning });
+      return {
+        async stop() {
+          stopping.abort();
+          await drained;
+        },
+      };
+    },
+    async close() {
+      await worlds.close();
+      await embedders.close();
+      await connection.close();
+      await pool.end();
+    },
+  };
+}
+
+export type Dependencies = Awaited<ReturnType<typeof openDependencies>>;
