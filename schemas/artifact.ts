@@ -120,4 +120,12 @@ export interface BenchmarkBody {
   results: Record<string, { value: number; low: number; high: number }>;
   baselines: Record<string, { value: number; low: number; high: number }>;
   answer_in_observation: number;
+  /** The first metric, over the questions of each capability, and of templates that training showed or did not show. */
+  groups: Record<string, { questions: number; value: number; low: number; high: number }>;
+  /** Samples without an answer: wrong, and counted. */
+  unfinished: number;
+  /** Samples that something outside the policy broke: neither right nor wrong. */
+  masked: number;
+  /** Means over samples: turns, calls of each tool, tokens; shares of malformed actions and of each termination. */
+  tool_use: Record<string, number>;
 }

@@ -4,7 +4,7 @@
  * Whatever it cannot find ends the demonstration with a reason; nothing is filled in from the task's answer.
  */
 import type { World } from '../environment.ts';
-import { type RenderedTurn, renderAction, renderTrajectory, type Tokenizer, type ToolName } from './prompt.ts';
+import { type RenderedTurn, renderAction, renderForcedAnswer, renderTrajectory, type Tokenizer, type ToolName } from './prompt.ts';
 import { type Field, FIELD_WORDS, type FieldValue, readField } from './tasks/fields.ts';
 import { type Ecosystem, type FilledTemplate, parseQuestion } from './tasks/templates.ts';
 import { runTool, type ToolCall } from './tools.ts';
@@ -55,12 +55,18 @@ export async function demonstrate(world: World, task: ExpertTask, options: Exper
       tools: options.agent.tools as ToolName[],
       turns: session.turns as RenderedTurn[],
     });
-    if (rendered.token_ids.length > options.context_length) return { status: 'failed', reason: 'context_too_long' };
+    if (!fitsContext(rendered, options)) return { status: 'failed', reason: 'context_too_long' };
     return { status: 'ok', turns: session.turns, answer, rendered };
   } catch (error) {
     if (error instanceof GivesUp) return { status: 'failed', reason: error.reason };
     throw error;
   }
+}
+
+/** Whether a rollout could have gone the same way: after each observation there must be room for a turn and for a forced answer. */
+function fitsContext({ spans }: ReturnType<typeof renderTrajectory>, { tokenizer, agent, context_length }: ExpertOptions): boolean {
+  const reserve = 2 * agent.max_turn_tokens + renderForcedAnswer(tokenizer, { cut: true }).length;
+  return spans.every(({ kind, end }) => end + (kind === 'observation' ? reserve : 0) <= context_length);
 }
 
 async function answerQuestion(session: Session, filled: FilledTemplate): Promise<string> {
@@ -107,6 +113,7 @@ async function readValues(session: Session, ecosystem: Ecosystem, names: readonl
   for (let attempt = 0; attempt < 2; attempt += 1) {
     const missing = urls.map((_, index) => index).filter((index) => !values.has(index));
     const goal = goalOf(missing.map((index) => fields[index] as Field), ecosystem);
+    if (attempt > 0 && missing.length === urls.length) break; // the same call would say the same
     const known = session.note ?? (attempt === 0 ? '' : 'Something is missing.');
     const observation = await session.call(`${known} I read ${join(missing.map((index) => names[index] as string))}.`.trim(), {
       tool: 'visit',

@@ -1,0 +1,218 @@
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import pLimit from 'p-limit';
+import { type Demonstration, demonstrate } from '../environments/deep-research/expert.ts';
+import { score } from '../environments/deep-research/reward.ts';
+import { histogram } from '../environments/deep-research/benchmarks/statistics.ts';
+import type { Tokenizer } from '../environments/deep-research/prompt.ts';
+import type { World } from '../environments/environment.ts';
+import type { Metric, TrajectoriesBody } from '../schemas/artifact.ts';
+import { ExpError } from '../schemas/errors.ts';
+import { nodeOf, type ResampleParameters } from '../schemas/node-parameters.ts';
+import type { Task } from '../schemas/task.ts';
+import type { Trajectory } from '../schemas/trajectory.ts';
+import type { ArtifactStore } from './adapters/artifact-store.ts';
+import { trajectoryColumns, writeParquet } from './adapters/parquet.ts';
+import type { CpuActivities, NodeRef } from './index.ts';
+import type { PlanReader } from './plan-reader.ts';
+import { stratified } from './prepare-rollouts.ts';
+import { withPulse } from './pulse.ts';
+import { readTasks } from './task-files.ts';
+
+export interface DemonstrationDeps {
+  plans: PlanReader;
+  store: ArtifactStore;
+  worlds: { open(ref: NodeRef): Promise<World> };
+  tokenizers: { load(model: string): Promise<Tokenizer> };
+  progress(key: string, done: number, total: number, detail: string): Promise<void>;
+  /** Scratch space. */
+  work: string;
+}
+
+type Shown = Extract<Demonstration, { status: 'ok' }> & { task: Task };
+
+/** Searches of concurrent demonstrations travel to the index together. */
+const CONCURRENT = 16;
+const LENGTH_EDGES = [256, 512, 768, 1024, 1280, 1536, 2048, 4096, 8192];
+
+export const createDemonstrationActivities = ({
+  plans,
+  store,
+  worlds,
+  tokenizers,
+  progress,
+  work,
+}: DemonstrationDeps): Pick<CpuActivities, 'demonstrations'> => ({
+  /**
+   * Let the scripted expert act out tasks until there are as many demonstrations as asked for. What it could not do
+   * is dropped and counted; the next tasks of the same mix take the place.
+   */
+  demonstrations: (ref) =>
+    withPulse(async (moved) => {
+      const { parameters, seed } = nodeOf('trajectories', await plans.node(ref));
+      const { agent, context_length, model, split, count, resample } = parameters;
+      if (parameters.source !== 'demonstrations') {
+        throw new ExpError('NOT_SUPPORTED', ref.id, 'trajectories are made by demonstration; importing them from a file is not supported yet');
+      }
+      const pool = await tasksOfSplit(store, await plans.input(ref, 'tasks'), split);
+      const wanted = Math.min(count ?? pool.length, pool.length);
+      const queue = inMixOrder(pool, wanted, seed);
+      const options = { tokenizer: await tokenizers.load(model.name), agent, context_length };
+      const world = await worlds.open(ref);
+
+      const shown: Shown[] = [];
+      const dropped: Record<string, number> = {};
+      const limit = pLimit(CONCURRENT);
+      for (let from = 0; shown.length < wanted && from < queue.length; ) {
+        const wave = queue.slice(from, from + wanted - shown.length);
+        from += wave.length;
+        const results = await Promise.all(
+          wave.map((task) =>
+            limit(async () => {
+              const demonstration = await demonstrate(world, task, options);
+              moved();
+              return { task, demonstration };
+            }),
+          ),
+        );
+        for (const { task, demonstration } of results) {
+          if (demonstration.status === 'ok') shown.push({ ...demonstration, task });
+          else dropped[demonstration.reason] = (dropped[demonstration.reason] ?? 0) + 1;
+        }
+        await progress(ref.key, shown.length, wanted, `${shown.length} demonstrations, ${totalOf(dropped)} dropped`);
+      }
+      if (shown.length === 0) {
+        throw new ExpError('NO_DEMONSTRATIONS', ref.id, `the expert could act out none of ${queue.length} tasks: ${JSON.stringify(dropped)}`);
+      }
+      return publish({ plans, store, work }, ref, shown, dropped, resample);
+    }),
+});
+
+async function tasksOfSplit(store: ArtifactStore, manifest: Parameters<typeof readTasks>[1], split: string): Promise<Task[]> {
+  const tasks: Task[] = [];
+  for await (const task of readTasks(store, manifest)) if (task.split === split) tasks.push(task);
+  if (tasks.length === 0) throw new ExpError('NO_TASKS', manifest.key, `no task is in the split ${split}`);
+  return tasks;
+}
+
+/** The tasks asked for in their mix, then the rest of the split, in the same mix. */
+function inMixOrder(pool: readonly Task[], wanted: number, seed: number | null): Task[] {
+  const first = stratified(pool, wanted, seed);
+  const taken = new Set(first.map(({ task_id }) => task_id));
+  const rest = pool.filter(({ task_id }) => !taken.has(task_id));
+  return rest.length === 0 ? first : [...first, ...stratified(rest, rest.length - 1, seed)];
+}
+
+async function publish(
+  { plans, store, work }: Pick<DemonstrationDeps, 'plans' | 'store' | 'work'>,
+  ref: NodeRef,
+  shown: readonly Shown[],
+  dropped: Record<string, number>,
+  resample: ResampleParameters | null,
+) {
+  const rows = shown.flatMap((demonstration) => {
+    const copies = weightOf(demonstration.turns.length, resample);
+    return Array.from({ length: copies }, (_, copy) => trajectoryOf(ref.key, demonstration, copy));
+  });
+  const lengths = shown.map(({ rendered }) => rendered.token_ids.length);
+  const tokens = rows.reduce((sum, { token_ids }) => sum + token_ids.length, 0);
+  const trained = rows.reduce((sum, { mask }) => sum + mask.reduce((ones, bit) => ones + bit, 0), 0);
+  const body: TrajectoriesBody = {
+    trajectories: shown.length,
+    instances: rows.length,
+    tokens,
+    masked_share: 1 - trained / Math.max(1, tokens),
+    dropped,
+  };
+  const report = { ...body, turns: countBy(shown, ({ turns }) => String(turns.length)), capabilities: countBy(shown, ({ task }) => task.capability), tokens_histogram: histogram(lengths, LENGTH_EDGES) };
+
+  await mkdir(work, { recursive: true });
+  const folder = await mkdtemp(join(work, 'demonstrations-'));
+  try {
+    const files = { 'trajectories.parquet': join(folder, 'trajectories.parquet'), 'report.json': join(folder, 'report.json'), 'samples.md': join(folder, 'samples.md') };
+    await writeParquet(files['trajectories.parquet'], rows, trajectoryColumns);
+    await writeFile(files['report.json'], `${JSON.stringify(report, null, 2)}\n`);
+    await writeFile(files['samples.md'], samplesOf(shown));
+    return await store.publish({ key: ref.key, kind: 'trajectories', inputs: await plans.lineage(ref), files, body, metrics: metricsOf(body, lengths), made_with: {} });
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** Copies of an instance: the weight of the first band that its turns fall into. */
+export function weightOf(turns: number, resample: ResampleParameters | null): number {
+  if (resample === null) return 1;
+  return resample.bands.find(({ up_to }) => up_to === null || turns <= up_to)?.weight ?? 1;
+}
+
+function trajectoryOf(key: string, { task, turns, rendered, answer }: Shown, copy: number): Trajectory {
+  const scored = turns.map(({ observation }) => ({ malformed: false, observation: observation ?? '' }));
+  return {
+    trajectory_id: `${key.slice(0, 12)}/${task.task_id}/${copy}`,
+    task_id: task.task_id,
+    group_id: task.task_id,
+    sample: copy,
+    branch: 0,
+    checkpoint: 'expert',
+    sampling: { temperature: 0, top_p: 1, seed: 0 },
+    token_ids: rendered.token_ids,
+    mask: rendered.mask,
+    logprobs: rendered.token_ids.map(() => 0),
+    spans: rendered.spans.map((span) => ({
+      ...span,
+      tool: span.kind === 'prompt' ? null : (turns[span.turn]?.tool ?? null),
+      status: 'ok',
+      latency_ms: 0, // not recorded: the same demonstrations must give the same file
+      cached: false,
+      weight_version: '',
+    })),
+    reward: { outcome: 1, turns: turns.map(() => null) },
+    score: score(answer, scored, task),
+    advantages: [],
+    termination: 'answer',
+    failure_class: null,
+    answer,
+    messages: messagesOf(task.question, turns),
+  };
+}
+
+function messagesOf(question: string, turns: Shown['turns']): Trajectory['messages'] {
+  const exchanged = turns.flatMap(({ action, observation }) => [
+    { role: 'assistant', content: action },
+    ...(observation === null ? [] : [{ role: 'tool', content: observation }]),
+  ]);
+  return [{ role: 'user', content: question }, ...exchanged];
+}
+
+/** One demonstration of each capability, to be read. */
+function samplesOf(shown: readonly Shown[]): string {
+  const first = new Map(shown.toReversed().map((demonstration) => [demonstration.task.capability, demonstration]));
+  const texts = [...first.values()].map(({ task, turns }) => {
+    const exchange = messagesOf(task.question, turns).map(({ role, content }) => `**${role}**\n\n\`\`\`\n${content}\n\`\`\``);
+    return `## ${task.capability}: ${task.template ?? task.task_id}\n\n${exchange.join('\n\n')}`;
+  });
+  return `# Demonstrations\n\n${texts.join('\n\n')}\n`;
+}
+
+function metricsOf(body: TrajectoriesBody, lengths: readonly number[]): Metric[] {
+  const timestamp_ms = Date.now();
+  const values = {
+    'demonstrations/kept': body.trajectories,
+    'demonstrations/dropped': totalOf(body.dropped),
+    'demonstrations/instances': body.instances,
+    'demonstrations/tokens': body.tokens,
+    'demonstrations/masked_share': body.masked_share,
+    'demonstrations/longest_tokens': lengths.reduce((longest, length) => Math.max(longest, length), 0),
+  };
+  return Object.entries(values).map(([name, value]) => ({ name, step: 0, value, timestamp_ms }));
+}
+
+function totalOf(counts: Readonly<Record<string, number>>): number {
+  return Object.values(counts).reduce((sum, times) => sum + times, 0);
+}
+
+function countBy<T>(items: readonly T[], nameOf: (item: T) => string): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const item of items) counts[nameOf(item)] = (counts[nameOf(item)] ?? 0) + 1;
+  return counts;
+}

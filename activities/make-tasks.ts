@@ -1,0 +1,236 @@
+import { createWriteStream } from 'node:fs';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import type { Pool } from 'pg';
+import type { FactPage } from '../environments/deep-research/tasks/fact-pool.ts';
+import { type FactCorpus, type GenerationReport, generateTasks } from '../environments/deep-research/tasks/generate-tasks.ts';
+import { type ImportedTask, splitTasks, taskOfRow } from '../environments/deep-research/tasks/import-tasks.ts';
+import { apportion } from '../environments/deep-research/tasks/quotas.ts';
+import { hashFraction } from '../environments/deep-research/tasks/seeded.ts';
+import { cursorRows, readPages } from '../environments/world/pages.ts';
+import { listFiles } from '../environments/world/sources/files.ts';
+import { readLines } from '../environments/world/sources/lines.ts';
+import { RowReport } from '../environments/world/sources/row-report.ts';
+import type { CorpusBody, Metric, TasksBody } from '../schemas/artifact.ts';
+import { ExpError } from '../schemas/errors.ts';
+import { type NodeOf, nodeOf, type TaskSource } from '../schemas/node-parameters.ts';
+import { CAPABILITIES, type Task } from '../schemas/task.ts';
+import type { ArtifactStore } from './adapters/artifact-store.ts';
+import { readParquet } from './adapters/parquet.ts';
+import type { CpuActivities } from './index.ts';
+import type { PlanReader } from './plan-reader.ts';
+import { withPulse } from './pulse.ts';
+
+export interface TaskDeps {
+  plans: PlanReader;
+  store: ArtifactStore;
+  pool: Pool;
+  progress(key: string, done: number, total: number, detail: string): Promise<void>;
+  /** Scratch space. */
+  work: string;
+}
+
+/** What came of one source: `report.json` holds these by name. */
+interface SourceReport {
+  tasks: number;
+  dropped: Record<string, number>;
+  /** Generated: how the mix, the templates and the answers came out. */
+  generation?: GenerationReport;
+  /** Imported: the first rows that were refused, as `file:line: reason`. */
+  bad_rows?: string[];
+  licence?: string;
+  provenance?: string;
+}
+
+interface MadeTasks {
+  tasks: Task[];
+  report: SourceReport;
+}
+
+export const createTaskActivities = ({ plans, store, pool, progress, work }: TaskDeps): Pick<CpuActivities, 'tasks'> => ({
+  /**
+   * Make or import the tasks of every source and publish them as one file, in the order of their ids.
+   * Deterministic: the same corpus, files and seeds give the same bytes.
+   */
+  tasks: (ref) =>
+    withPulse(async (moved) => {
+      const node = nodeOf('tasks', await plans.node(ref));
+      const corpusKey = async () => ((await plans.input(ref, 'corpus')).body as unknown as CorpusBody).corpus_key;
+      const made = new Map<string, MadeTasks>();
+      for (const [name, source] of Object.entries(node.parameters.sources).sort(([a], [b]) => (a < b ? -1 : 1))) {
+        await progress(ref.key, made.size, Object.keys(node.parameters.sources).length, `source ${name}`);
+        made.set(name, source.kind === 'generated' ? await generate(node, name, source, corpusOf(pool, await corpusKey(), moved)) : await importFrom(node, name, source, moved));
+      }
+      const tasks = limited([...made.values()].flatMap((source) => source.tasks), node.parameters.limit, node.seed ?? 0);
+      if (tasks.length === 0) throw new ExpError('NO_TASKS', ref.id, 'no source gave a single task');
+
+      await mkdir(work, { recursive: true });
+      const folder = await mkdtemp(join(work, 'tasks-'));
+      try {
+        const files = { 'tasks.jsonl': join(folder, 'tasks.jsonl'), 'report.json': join(folder, 'report.json') };
+        await pipeline(Readable.from(lines(tasks)), createWriteStream(files['tasks.jsonl']));
+        const body = bodyOf(tasks, made);
+        const reports = Object.fromEntries([...made].map(([name, source]) => [name, source.report]));
+        await writeFile(files['report.json'], `${JSON.stringify({ ...body, sources: reports }, null, 2)}\n`);
+        await progress(ref.key, tasks.length, tasks.length, splitsInWords(body.splits));
+        return await store.publish({ key: ref.key, kind: 'tasks', inputs: await plans.lineage(ref), files, body, metrics: metricsOf(body, made), made_with: {} });
+      } finally {
+        await rm(folder, { recursive: true, force: true });
+      }
+    }),
+});
+
+async function generate(node: NodeOf<'tasks'>, name: string, source: TaskSource & { kind: 'generated' }, corpus: FactCorpus): Promise<MadeTasks> {
+  const { mix, splits } = node.parameters;
+  const { tasks, report } = await generateTasks(corpus, { source: name, count: source.count, seed: source.seed, mix, splits });
+  return { tasks, report: { tasks: tasks.length, dropped: report.dropped, generation: report } };
+}
+
+/** Pages of a corpus through cursors: neither facts nor texts are held. */
+function corpusOf(pool: Pool, corpusKey: string, moved: () => void): FactCorpus {
+  const from = `from corpus_pages join pages using (hash) where corpus_key = $1 and facts is not null`;
+  return {
+    async *factPages() {
+      for await (const page of cursorRows<FactPage>(pool, `select url, facts ${from} order by url collate "C"`, [corpusKey])) {
+        moved();
+        yield page;
+      }
+    },
+    async factPagesAt(urls) {
+      const { rows } = await pool.query<FactPage>(`select url, facts ${from} and url = any($2) order by url collate "C"`, [corpusKey, urls]);
+      return rows;
+    },
+    async *texts() {
+      for await (const page of readPages(pool, corpusKey)) {
+        moved();
+        yield page;
+      }
+    },
+  };
+}
+
+type ImportSource = Exclude<TaskSource, { kind: 'generated' }>;
+
+/** Rows of files become tasks; bad ones are reported by file and line, and more than one per cent of them is refused. */
+async function importFrom(node: NodeOf<'tasks'>, name: string, source: ImportSource, moved: () => void): Promise<MadeTasks> {
+  const path = node.unkeyed.paths?.[name];
+  if (path === undefined) throw new ExpError('REF', `tasks.sources.${name}`, 'the source has no path');
+  const rows = new RowReport(`tasks.sources.${name}`);
+  const byQuestion = new Map<string, ImportedTask>();
+  const dropped: Record<string, number> = {};
+  for await (const { at, row, error } of source.kind === 'parquet' ? parquetRows(path) : jsonRows(path)) {
+    moved();
+    const task = error ?? taskOfRow(row, source.fields, name);
+    if (typeof task === 'string') {
+      rows.reject(at, task);
+      continue;
+    }
+    rows.accept();
+    if (byQuestion.has(task.question)) dropped.repeated_question = (dropped.repeated_question ?? 0) + 1;
+    else byQuestion.set(task.question, task);
+  }
+  rows.check();
+  if (rows.bad > 0) dropped.bad_row = rows.bad;
+  const tasks = splitTasks([...byQuestion.values()], { splits: node.parameters.splits, seed: source.seed, limit: source.limit });
+  const { licence, provenance } = source;
+  return { tasks, report: { tasks: tasks.length, dropped, bad_rows: rows.examples, licence, provenance } };
+}
+
+interface Row {
+  /** `file:line`, or the row's number in a Parquet file. */
+  at: string;
+  row?: unknown;
+  error?: string;
+}
+
+async function* jsonRows(path: string): AsyncGenerator<Row> {
+  for (const file of await listFiles(path, ['.jsonl', '.jsonl.gz', '.jsonl.zst'])) {
+    for await (const line of readLines(file.path)) {
+      const at = `${file.name}:${line.number}`;
+      if ('error' in line) yield { at, error: line.error };
+      else if (line.text.trim() !== '') yield { at, ...parsed(line.text) };
+    }
+  }
+}
+
+function parsed(text: string): { row: unknown } | { error: string } {
+  try {
+    return { row: JSON.parse(text) as unknown };
+  } catch (error) {
+    return { error: `not JSON: ${(error as Error).message}` };
+  }
+}
+
+async function* parquetRows(path: string): AsyncGenerator<Row> {
+  for (const file of await listFiles(path, ['.parquet'])) {
+    let number = 0;
+    for await (const row of readParquet<object>(file.path)) {
+      number += 1;
+      yield { at: `${file.name}:${number}`, row };
+    }
+  }
+}
+
+/** In the order of ids; a limit takes the same share of every split, chosen by the seed, so that none runs empty. */
+function limited(tasks: readonly Task[], limit: number | null, seed: number): Task[] {
+  const byId = (a: Task, b: Task) => (a.task_id < b.task_id ? -1 : 1);
+  if (limit === null || limit >= tasks.length) return tasks.toSorted(byId);
+  const members: Record<string, Task[]> = {};
+  for (const task of tasks) (members[task.split] ??= []).push(task);
+  const counts = apportion(limit, Object.fromEntries(Object.entries(members).map(([split, all]) => [split, all.length])));
+  const kept = Object.entries(members).flatMap(([split, all]) => {
+    const rank = new Map(all.map(({ task_id }) => [task_id, hashFraction(`${seed}/limit/${task_id}`)]));
+    return all.toSorted((a, b) => (rank.get(a.task_id) as number) - (rank.get(b.task_id) as number)).slice(0, counts[split]);
+  });
+  return kept.sort(byId);
+}
+
+function* lines(tasks: readonly Task[]): Generator<string> {
+  for (const task of tasks) yield `${JSON.stringify(task)}\n`;
+}
+
+function bodyOf(tasks: readonly Task[], made: ReadonlyMap<string, MadeTasks>): TasksBody {
+  const count = (of: (task: Task) => string): Record<string, number> => {
+    const counts: Record<string, number> = {};
+    for (const task of tasks) counts[of(task)] = (counts[of(task)] ?? 0) + 1;
+    return counts;
+  };
+  const realised = count(({ capability }) => capability);
+  const asked: Record<string, number> = {};
+  const dropped: Record<string, number> = {};
+  for (const { report } of made.values()) {
+    for (const split of Object.values(report.generation?.splits ?? {})) {
+      for (const [capability, wanted] of Object.entries(split.asked)) asked[capability] = (asked[capability] ?? 0) + wanted;
+    }
+    for (const [reason, times] of Object.entries(report.dropped)) dropped[reason] = (dropped[reason] ?? 0) + times;
+  }
+  const named = [...CAPABILITIES, 'unknown'].filter((name) => name in realised || name in asked);
+  return {
+    tasks: tasks.length,
+    splits: count(({ split }) => split),
+    mix: Object.fromEntries(named.map((name) => [name, { asked: asked[name] ?? 0, realised: realised[name] ?? 0 }])),
+    dropped,
+  };
+}
+
+function metricsOf(body: TasksBody, made: ReadonlyMap<string, MadeTasks>): Metric[] {
+  const values: Record<string, number> = { 'tasks/count': body.tasks };
+  for (const [split, tasks] of Object.entries(body.splits)) values[`tasks/split/${split}`] = tasks;
+  for (const [capability, { asked, realised }] of Object.entries(body.mix)) {
+    values[`tasks/asked/${capability}`] = asked;
+    values[`tasks/realised/${capability}`] = realised;
+  }
+  for (const { report } of made.values()) {
+    for (const [split, { most_frequent }] of Object.entries(report.generation?.splits ?? {})) {
+      for (const [capability, { share }] of Object.entries(most_frequent)) values[`tasks/most_frequent/${split}/${capability}`] = share;
+    }
+  }
+  const timestamp_ms = Date.now();
+  return Object.entries(values).map(([name, value]) => ({ name, step: 0, value, timestamp_ms }));
+}
+
+function splitsInWords(splits: Readonly<Record<string, number>>): string {
+  return Object.entries(splits).map(([split, tasks]) => `${tasks} ${split}`).join(', ');
+}
