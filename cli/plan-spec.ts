@@ -11,7 +11,7 @@ export const PYTHON_LOCK = 'requirements.txt';
 
 export interface SpecRequest {
   spec: string;
-  /** Name or path; `local` when absent. */
+  /** Name or path; EXP_PROFILE, or `local`, when absent. */
   profile?: string | undefined;
   overrides?: readonly string[];
   overlays?: readonly string[];
@@ -23,7 +23,7 @@ export const profilesDir = (): string => join(repoRoot(), 'profiles');
 
 /** Throws PROFILE when the profile itself is wrong; problems of the spec are in the result. */
 export async function planSpec(request: SpecRequest): Promise<LoadedPlan & { profile: Profile }> {
-  const profile = loadProfile(request.profile ?? DEFAULT_PROFILE, profilesDir());
+  const profile = loadProfile(request.profile ?? (request.env['EXP_PROFILE'] || DEFAULT_PROFILE), profilesDir());
   const loaded = await loadPlan(request.spec, {
     ...request,
     profile,

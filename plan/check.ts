@@ -181,13 +181,14 @@ function checkBands(stage: Extract<Stage, { kind: 'sft' }>, at: (...rest: Path) 
 
 /** Room for the prompt, one whole turn, and the forced answer that is reserved from the start. */
 function checkContext({ experiment, limits, report, warn }: Check): void {
-  const check = (context: number, agent: Experiment['agent'], path: Path): void => {
+  const check = (context: number, agent: Experiment['agent'], path: Path, isOwn = true): void => {
+    const field = path.join('.');
     const needed = PROMPT_TOKENS + FORCED_ANSWER_TOKENS + 2 * agent.max_turn_tokens;
     if (context < needed) {
-      report('CONTEXT', path, `${context} tokens do not hold a prompt (about ${PROMPT_TOKENS}), one turn and the forced answer (${agent.max_turn_tokens} each): at least ${needed}`);
+      report('CONTEXT', path, `${field}: ${context} tokens do not hold a prompt (about ${PROMPT_TOKENS}), one turn and the forced answer (${agent.max_turn_tokens} each): at least ${needed}`);
     }
-    if (limits.policyContext !== null && context > limits.policyContext) {
-      report('CONTEXT', path, `${context} tokens are more than ${quoted(experiment.policy.base)} takes (${limits.policyContext})`);
+    if (isOwn && limits.policyContext !== null && context > limits.policyContext) {
+      report('CONTEXT', path, `${field}: ${context} tokens are more than ${quoted(experiment.policy.base)} takes (${limits.policyContext})`);
     }
   };
   for (const [name, stage] of stagesOf(experiment)) {
@@ -202,7 +203,7 @@ function checkContext({ experiment, limits, report, warn }: Check): void {
   for (const [name, benchmark] of benchmarksOf(experiment)) {
     const context = benchmarkContext(experiment, benchmark);
     if (context === null) report('REQUIRED', ['benchmarks', name], `\`benchmarks.${name}.context_length\` is missing, and there is no stage to take it from`);
-    else check(context, benchmarkAgent(experiment, benchmark), ['benchmarks', name, ...(benchmark.context_length === undefined ? [] : ['context_length'])]);
+    else check(context, benchmarkAgent(experiment, benchmark), ['benchmarks', name, ...(benchmark.context_length === undefined ? [] : ['context_length'])], benchmark.context_length !== undefined);
   }
 }
 

@@ -42,8 +42,9 @@ function belowDataRoot(path: string, dataRoots: readonly string[]): PathOutcome 
 
 /** Links may not lead out of the root; what does not exist yet cannot. */
 function checkLinks(absolute: string, root: string): PathOutcome {
-  const fixed = fixedPart(absolute);
-  if (existsSync(fixed) && existsSync(root) && !isBelow(realpathSync(fixed), realpathSync(root))) {
+  let fixed = fixedPart(absolute);
+  while (!existsSync(fixed) && fixed !== root && fixed !== dirname(fixed)) fixed = dirname(fixed);
+  if (existsSync(root) && !isBelow(realpathSync(fixed), realpathSync(root))) {
     return { status: 'outside', reason: 'leads out of its folder by a link' };
   }
   return { status: 'found', absolute, root };

@@ -68,9 +68,8 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   const names = isValid ? resolveNames(experiment, options) : null;
   const limits = { policyContext: names?.policy.context_length ?? null, embedderTokens: names?.embedder.max_tokens ?? null };
   const checked = checkSpec(experiment, root, limits, isValid);
-  const structural = [...problems, ...resolved.problems];
-  const semantic = checked.problems.filter((found) => !structural.some((other) => placeText(other) === placeText(found)));
-  if (names === null) return failed(withoutEchoes(structural, semantic), root);
+  const found = [problems, resolved.problems, resolved.invalid, checked.problems].reduce(withoutEchoes);
+  if (names === null) return failed(found, root);
 
   const { env, cacheDir, repoRoot, pythonLock, profile } = options;
   const inputs = await readSpecInputs(experiment, {
@@ -82,7 +81,7 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
     repoRoot,
     pythonLock,
   });
-  const all = withoutEchoes(structural, [...semantic, ...inputs.problems]);
+  const all = withoutEchoes(found, inputs.problems);
   if (all.length > 0) return failed(all, root);
   const nodes = compileNodes({ experiment, names, inputs: inputs.byField });
   return {
@@ -110,9 +109,8 @@ function planOf(experiment: Experiment, nodes: Plan['arms'][number]['nodes'], sp
 
 /** One mistake is one problem: what a later pass finds at the very place of an earlier one follows from it. */
 function withoutEchoes(first: readonly Problem[], later: readonly Problem[]): Problem[] {
-  const kept = [...first];
-  for (const found of later) if (!kept.some((other) => placeText(other) === placeText(found))) kept.push(found);
-  return kept;
+  const places = new Set(first.map(placeText));
+  return [...first, ...later.filter((found) => !places.has(placeText(found)))];
 }
 
 interface Layers {

@@ -37,7 +37,7 @@ export function problemLine(found: Problem): string {
 export function didYouMean(name: string, candidates: readonly string[]): string | undefined {
   if (candidates.length === 0 || name.length > 64) return undefined;
   const near = closest(name, candidates);
-  return distance(name, near) <= Math.max(1, Math.floor(near.length / 3)) ? `did you mean \`${near}\`?` : undefined;
+  return distance(name, near) <= Math.ceil(near.length / 3) ? `did you mean \`${near}\`?` : undefined;
 }
 
 /** In the order of the files and lines, each once. */

@@ -27,7 +27,7 @@ export function loadProfile(nameOrPath: string, profilesDir: string): Profile {
 let compiled: ReturnType<Ajv['compile']> | undefined;
 
 function profileProblems(root: NonNullable<ReturnType<typeof readSpecFile>['root']>): Problem[] {
-  compiled ??= new Ajv({ allErrors: true, strict: true, strictTypes: false, strictRequired: false }).compile(Profile);
+  compiled ??= new Ajv({ allErrors: true, strict: false, validateSchema: false, code: { optimize: false } }).compile(Profile);
   if (compiled(toPlain(root))) return [];
   return (compiled.errors ?? []).map(({ instancePath, message, params }) => {
     const path = instancePath.split('/').slice(1);

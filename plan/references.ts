@@ -95,6 +95,10 @@ class Resolver {
     const isSecretName = /KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL/i.test(name);
     if (holds === 'path' && !isSecretName) return;
     const field = path.filter((step) => typeof step === 'string').join('.');
+    if (isSecretName && holds === 'path') {
+      this.problems.push(problem('SECRET_FIELD', at, `${quoted(name)} is named like a secret; a path is stored, hashed and shown`));
+      return;
+    }
     this.problems.push(
       problem('SECRET_FIELD', at, `\`${field}\` takes no \`\${env:…}\`: its value is stored, hashed and shown; only paths may name a variable`),
     );

@@ -4,9 +4,9 @@
  */
 import { Experiment } from '../schemas/experiment.ts';
 import { fillDefaults } from './defaults.ts';
-import { child, dropUnset, type Located, type LocatedMap, merge, toPlain, withValue } from './located.ts';
+import { child, dropUnset, keyPlaceAt, type Located, type LocatedMap, merge, toPlain, withValue } from './located.ts';
 import { type Assignment, applyAssignments } from './overrides.ts';
-import { didYouMean, type Problem, problem, quoted } from './problem.ts';
+import { didYouMean, placeText, type Problem, problem, quoted } from './problem.ts';
 import { resolveReferences } from './references.ts';
 import { viewOf } from './schema-walk.ts';
 import { validateSpec } from './validate-spec.ts';
@@ -20,7 +20,10 @@ export interface Resolved {
   /** The same, with the place of every value. */
   root: Located;
   isValid: boolean;
+  /** Of composition and references. */
   problems: Problem[];
+  /** Of shape and types. */
+  invalid: Problem[];
 }
 
 export function resolveSpec(layers: readonly Layer[]): Resolved {
@@ -30,12 +33,14 @@ export function resolveSpec(layers: readonly Layer[]): Resolved {
   const inherited = inheritBenchmarkDefaults(dropUnset(liked.root) as LocatedMap);
   const referenced = resolveReferences(inherited, schema);
   const root = fillDefaults(schema, referenced.root);
-  const invalid = validateSpec(root);
+  const halfMade = new Set(liked.broken.map((name) => placeText(keyPlaceAt(root, ['curriculum', name]))));
+  const invalid = validateSpec(root).filter((found) => found.code !== 'REQUIRED' || !halfMade.has(placeText(found)));
   return {
     experiment: toPlain(root) as Experiment,
     root,
-    isValid: invalid.length === 0,
-    problems: [...composed.problems, ...liked.problems, ...referenced.problems, ...invalid],
+    isValid: invalid.length === 0 && liked.problems.length === 0,
+    problems: [...composed.problems, ...liked.problems, ...referenced.problems],
+    invalid,
   };
 }
 
@@ -55,10 +60,11 @@ function composeLayers(layers: readonly Layer[]): { root: Located; problems: Pro
 }
 
 /** A stage that says `like: other` is laid over that stage, as it is after everything before. */
-function expandLike(root: Located): { root: Located; problems: Problem[] } {
+function expandLike(root: Located): { root: Located; problems: Problem[]; broken: string[] } {
   const problems: Problem[] = [];
+  const broken: string[] = [];
   const stages = child(root, 'curriculum');
-  if (stages?.kind !== 'map') return { root, problems };
+  if (stages?.kind !== 'map') return { root, problems, broken };
 
   const expand = (name: string, above: readonly string[]): Located => {
     const stage = child(stages, name) as Located;
@@ -68,20 +74,25 @@ function expandLike(root: Located): { root: Located; problems: Problem[] } {
     entries.delete('like');
     const own: LocatedMap = { ...stage, entries };
     const other = like.kind === 'scalar' && typeof like.value === 'string' ? like.value : '';
-    if (above.includes(other) || other === name) {
-      problems.push(problem('CYCLE', like.at, `stages are like each other in a circle: ${[...above, name, other].join(' → ')}`));
+    const way = [...above, name];
+    if (way.includes(other)) {
+      // Every stage of the circle comes by here; the first of the file tells it for all.
+      const isFirst = other === way[0] && way.every((seen) => !broken.includes(seen));
+      if (isFirst) problems.push(problem('CYCLE', like.at, `stages are like each other in a circle: ${[...way, other].join(' → ')}`));
+      broken.push(...way);
       return own;
     }
     if (!stages.entries.has(other)) {
+      broken.push(name);
       problems.push(problem('REF', like.at, `there is no stage ${quoted(other)}`, didYouMean(other, [...stages.entries.keys()])));
       return own;
     }
-    return merge(expand(other, [...above, name]), own);
+    return merge(expand(other, way), own);
   };
 
   const names = [...stages.entries.keys()].filter((name) => child(child(stages, name), 'like') !== undefined);
   const changed = names.reduce<Located>((whole, name) => withValue(whole, ['curriculum', name], expand(name, [])), root);
-  return { root: changed, problems };
+  return { root: changed, problems, broken };
 }
 
 /** `benchmark_defaults` lies under every benchmark; it is kept in no other place. */

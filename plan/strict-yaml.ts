@@ -85,6 +85,8 @@ export function readValue(text: string, start: Place): Reading {
   if (deep !== null) return refuse(problem('DEPTH', place(deep), `nested deeper than ${MAX_DEPTH} levels`));
 
   const documents = [...new Composer({ uniqueKeys: false, version: '1.2', schema: 'core', customTags: [{ tag: '!unset', resolve: (source: string) => source }] }).compose(tokens)];
+  const second = documents[1]?.contents?.range?.[0];
+  if (second !== undefined) return refuse(problem('MULTI_DOC', place(second), 'a file holds one document'));
   const complaints = documents.flatMap(({ errors, warnings }) => [...errors, ...warnings]);
   if (complaints.length > 0) return refuse(...syntaxProblems(complaints, text, place));
   const contents = documents[0]?.contents;
@@ -112,10 +114,11 @@ function badCharacter(character: string, at: Place): Problem {
 function scanLexemes(text: string, place: (offset: number) => Place): Problem[] {
   const state = { offset: 0, nodes: 0, flow: 0, documents: 0, isScalar: false, lineHasScalar: false, lineHasPair: false };
   for (const lexeme of new Lexer().lex(text)) {
-    const found = scanLexeme(lexeme, state, place);
+    const isMarker = !state.isScalar && MARKERS.has(lexeme);
+    const found = isMarker ? null : scanLexeme(lexeme, state, place);
     if (found) return [found];
-    if (!MARKERS.has(lexeme)) state.offset += lexeme.length;
-    state.isScalar = lexeme === CST.SCALAR;
+    if (!isMarker) state.offset += lexeme.length;
+    state.isScalar = isMarker && lexeme === CST.SCALAR;
   }
   return [];
 }
@@ -139,7 +142,8 @@ function scanLexeme(lexeme: string, state: ScanState, place: (offset: number) =>
   switch (type) {
     case 'doc-start':
     case 'doc-end':
-      if (type === 'doc-start' && ++state.documents > 1) return problem('MULTI_DOC', at(), 'a file holds one document; `---` begins a second');
+      // Whatever comes after `...` or before `---` is a document of its own.
+      if (type === 'doc-start' && (++state.documents > 1 || state.nodes > 0)) return problem('MULTI_DOC', at(), 'a file holds one document; `---` begins a second');
       break;
     case 'directive-line':
       return problem('SYNTAX', at(), 'directives (lines that begin with %) are not read');
@@ -165,7 +169,7 @@ function scanLexeme(lexeme: string, state: ScanState, place: (offset: number) =>
     default:
       break;
   }
-  const isNode = type === 'scalar' || type === 'alias' || type?.endsWith('-quoted-scalar') || type?.startsWith('flow-') || type === 'seq-item-ind';
+  const isNode = type === 'scalar' || type === 'alias' || type?.endsWith('-quoted-scalar') || type === 'flow-map-start' || type === 'flow-seq-start' || type === 'seq-item-ind';
   if (isNode) {
     state.lineHasScalar = true;
     if (++state.nodes > MAX_NODES) return problem('SIZE', at(), `more than ${MAX_NODES} values`);

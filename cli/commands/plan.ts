@@ -7,8 +7,9 @@ import { type ArtifactLookup, decideActions, type FoundArtifact, type NodeAction
 import { ExitCode } from '../../schemas/errors.ts';
 import type { Unkeyed } from '../../schemas/node-parameters.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
+import type { Profile } from '../../schemas/profile.ts';
 import type { Command, CommandIo } from '../command.ts';
-import { openStack, type Stack } from '../open-stack.ts';
+import { isOutage, openStack, type Stack } from '../open-stack.ts';
 import { planSpec } from '../plan-spec.ts';
 import { problemsToJson, showProblems } from '../show-problems.ts';
 import { count, detectTerminal, renderTable } from '../terminal.ts';
@@ -56,21 +57,30 @@ export const command: Command = {
       showResolved(root as Located, values.origin, io);
       return ExitCode.done;
     }
-    const nodes = plan.arms.flatMap((arm) => arm.nodes);
-    const stack = await openStack(profile);
-    try {
-      const actions = await decideActions(nodes, stack && artifactLookup(stack));
-      if (values.json) io.out(JSON.stringify({ ...planToJson(plan, actions), warnings: problemsToJson(warnings), unknown }));
-      else {
-        showRest(warnings, unknown, io);
-        showPlan(plan, actions, io);
-      }
-    } finally {
-      await stack?.close();
+    const actions = await actionsOnStack(plan, profile);
+    if (values.json) {
+      io.out(JSON.stringify({ ...planToJson(plan, actions), warnings: problemsToJson(warnings), unknown }));
+    } else {
+      showRest(warnings, unknown, io);
+      showPlan(plan, actions, io);
     }
     return ExitCode.done;
   },
 };
+
+/** What each node would do, as far as the stack can be asked: planning needs no service. */
+async function actionsOnStack(plan: Plan, profile: Profile): Promise<NodeAction[]> {
+  const nodes = plan.arms.flatMap((arm) => arm.nodes);
+  const stack = await openStack(profile);
+  try {
+    return await decideActions(nodes, stack && artifactLookup(stack));
+  } catch (error) {
+    if (isOutage(error)) return decideActions(nodes, null);
+    throw error;
+  } finally {
+    await stack?.close();
+  }
+}
 
 /** What the artifact store has under keys, with what it was made from. */
 export function artifactLookup({ store }: Pick<Stack, 'store'>): ArtifactLookup {
