@@ -1,6 +1,6 @@
 /** The picture of a run: a frame for a terminal, lines for a pipe. Pure functions from state to text. */
-import { allNodes, type ArmState, type NodeState, type NodeStatus, type RunState } from './run-state.ts';
-import { clock, count, fit, paint, plainAscii, progressBar, type Terminal, textWidth, truncate } from './terminal.ts';
+import { type ArmState, allNodes, type NodeState, type NodeStatus, type RunState } from './run-state.ts';
+import { clock, count, padTo, paint, plainAscii, progressBar, type Terminal, textWidth, truncate } from './terminal.ts';
 
 type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1] };
 
@@ -104,22 +104,31 @@ function renderNode(node: NodeState, terminal: Terminal, layout: Layout, frame: 
   const look = LOOKS[node.status];
   const moving = node.status === 'running';
   const spinner = terminal.unicode ? SPINNER : ASCII_SPINNER;
-  const symbol = moving ? (spinner[frame.tick % spinner.length] as string) : terminal.unicode ? look.unicode : look.ascii;
+  const symbol = moving
+    ? (spinner[frame.tick % spinner.length] as string)
+    : terminal.unicode
+      ? look.unicode
+      : look.ascii;
   const showBar = node.total > 0 && (moving || node.status === 'failed' || node.status === 'cancelled');
   const cells = [
     `${paint(terminal, look.colour, symbol)} `,
-    `${fit(terminal, node.id, layout.id)}  `,
-    layout.kind ? paint(terminal, 'dim', fit(terminal, node.kind, layout.kind)) : '',
-    `${paint(terminal, look.colour, fit(terminal, statusWord(node), layout.status))}  `,
-    layout.bar ? `${showBar ? paint(terminal, look.colour, progressBar(terminal, node.done, node.total, layout.bar)) : ' '.repeat(layout.bar)}  ` : '',
-    layout.count ? `${fit(terminal, counted(node), layout.count, 'right')}  ` : '',
-    paint(terminal, 'dim', fit(terminal, details(node, terminal), layout.detail)),
-    ` ${fit(terminal, nodeClock(node, frame.now), layout.time, 'right')}`,
+    `${padTo(terminal, node.id, layout.id)}  `,
+    layout.kind ? paint(terminal, 'dim', padTo(terminal, node.kind, layout.kind)) : '',
+    `${paint(terminal, look.colour, padTo(terminal, statusWord(node), layout.status))}  `,
+    layout.bar
+      ? `${showBar ? paint(terminal, look.colour, progressBar(terminal, node.done, node.total, layout.bar)) : ' '.repeat(layout.bar)}  `
+      : '',
+    layout.count ? `${padTo(terminal, counted(node), layout.count, 'right')}  ` : '',
+    paint(terminal, 'dim', padTo(terminal, details(node, terminal), layout.detail)),
+    ` ${padTo(terminal, nodeClock(node, frame.now), layout.time, 'right')}`,
   ];
   const line = cells.join('').trimEnd();
   if (node.error === null) return [line];
   const mark = terminal.unicode ? '└ ' : '\\ ';
-  return [line, `  ${paint(terminal, 'red', fitLine({ ...terminal, columns: terminal.columns - 2 }, mark + node.error))}`];
+  return [
+    line,
+    `  ${paint(terminal, 'red', fitLine({ ...terminal, columns: terminal.columns - 2 }, mark + node.error))}`,
+  ];
 }
 
 function statusWord(node: NodeState): string {
@@ -159,7 +168,10 @@ function fitLine(terminal: Terminal, text: string): string {
 function collapse(state: RunState, excess: number): RunState {
   let left = excess;
   const fold = (arm: ArmState): ArmState => {
-    for (const quiet of [['done', 'reused'], ['waiting', 'skipped']] as const) {
+    for (const quiet of [
+      ['done', 'reused'],
+      ['waiting', 'skipped'],
+    ] as const) {
       const quietNodes = arm.nodes.filter((node) => (quiet as readonly string[]).includes(node.status) && !node.error);
       if (left <= 0 || quietNodes.length < 2) continue;
       const folded = new Set(quietNodes.slice(0, Math.min(quietNodes.length, left + 1)));
@@ -176,7 +188,16 @@ function withSummary(nodes: readonly NodeState[], folded: ReadonlySet<NodeState>
   const [first] = folded;
   if (!first) return [...nodes];
   const summary: NodeState = {
-    ...first, id: `${folded.size} nodes`, kind: '', shared: false, attempts: 0, done: 0, total: 0, detail: '', started_at: null, ended_at: null,
+    ...first,
+    id: `${folded.size} nodes`,
+    kind: '',
+    shared: false,
+    attempts: 0,
+    done: 0,
+    total: 0,
+    detail: '',
+    started_at: null,
+    ended_at: null,
   };
   return nodes.flatMap((node) => (node === first ? [summary] : folded.has(node) ? [] : [node]));
 }
@@ -191,7 +212,10 @@ export function renderChanges(before: RunState | null, after: RunState, now: Dat
   });
   const runChanged = before?.status !== after.status;
   const elapsed = clock(((after.ended_at ?? now).getTime() - after.created_at.getTime()) / 1000);
-  const ofRun = stampedLine(now, `run ${after.run} ${after.status}${after.status === 'running' ? '' : ` after ${elapsed}`}`);
+  const ofRun = stampedLine(
+    now,
+    `run ${after.run} ${after.status}${after.status === 'running' ? '' : ` after ${elapsed}`}`,
+  );
   if (!runChanged) return lines;
   return after.status === 'running' ? [ofRun, ...lines] : [...lines, ofRun];
 }

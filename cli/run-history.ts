@@ -30,16 +30,30 @@ export interface HistoryQuery {
 
 /** Rows and signals: worth a line only when they fail. */
 const BOOKKEEPING = new Set([
-  'listArms', 'loadSkeleton', 'requestNode', 'leaveNode', 'findArtifact', 'nodeStarted', 'nodeEnded', 'trackRunStarted',
-  'trackNode', 'trackArm', 'finishRun', 'resolveCheckpoint', 'stagePlan', 'acquireEngine', 'releaseEngine', 'prepareRollouts',
+  'listArms',
+  'loadSkeleton',
+  'requestNode',
+  'leaveNode',
+  'findArtifact',
+  'nodeStarted',
+  'nodeEnded',
+  'trackRunStarted',
+  'trackNode',
+  'trackArm',
+  'finishRun',
+  'resolveCheckpoint',
+  'stagePlan',
+  'acquireEngine',
+  'releaseEngine',
+  'prepareRollouts',
 ]);
 
 /** All entries of a run so far, oldest first. */
 export async function readHistory(client: Client, query: HistoryQuery): Promise<LogEntry[]> {
   const entries: LogEntry[] = [];
   const seen = new Set<string>();
-  const nodes = new Map(query.plan.arms.flatMap((arm) => arm.nodes.map((node) => [node.key, node.id])));
-  const wanted = [...nodes].filter(([, id]) => query.node === undefined || id === query.node);
+  const nodes = nodeNames(query.plan);
+  const wanted = [...nodes].filter(([, name]) => query.node === undefined || isNamed(name, query.node));
   const roots = [...(query.node === undefined ? [`run/${query.run}`] : []), ...wanted.map(([key]) => `node/${key}`)];
 
   const visit = async (workflowId: string): Promise<void> => {
@@ -58,6 +72,18 @@ export async function readHistory(client: Client, query: HistoryQuery): Promise<
   for (const root of roots) await visit(root);
   return entries.filter(({ at }) => at >= query.since).sort((a, b) => a.at.getTime() - b.at.getTime());
 }
+
+/** Node by key: its id, and before it the arm where arms have different nodes of that id. */
+export function nodeNames({ arms }: Plan): Map<string, string> {
+  const keysOf = (id: string): Set<string> =>
+    new Set(arms.flatMap(({ nodes }) => nodes.filter((node) => node.id === id).map(({ key }) => key)));
+  return new Map(
+    arms.flatMap(({ name, nodes }) => nodes.map(({ key, id }) => [key, keysOf(id).size > 1 ? `${name}/${id}` : id])),
+  );
+}
+
+/** Whether a name of `nodeNames` is meant by an id, with or without its arm. */
+export const isNamed = (name: string, wanted: string): boolean => name === wanted || name.endsWith(`/${wanted}`);
 
 /** Every execution of a workflow id (a resume and a continue-as-new make new ones) that was alive during the run. */
 async function executionsOf(client: Client, workflowId: string, since: Date): Promise<WorkflowExecutionInfo[]> {
@@ -102,7 +128,9 @@ class HistoryReader {
   entry(event: HistoryEvent): LogEntry[] {
     const told = this.#tell(event);
     if (told === null) return [];
-    return [{ at: timeOf(event.eventTime), where: this.#where, ...told, id: `${this.#runId}/${String(event.eventId)}` }];
+    return [
+      { at: timeOf(event.eventTime), where: this.#where, ...told, id: `${this.#runId}/${String(event.eventId)}` },
+    ];
   }
 
   #tell(event: HistoryEvent): { text: string; trouble: boolean } | null {
@@ -134,7 +162,10 @@ class HistoryReader {
     }
     const started = event.activityTaskStartedEventAttributes;
     if (started) {
-      this.#attempts.set(String(started.scheduledEventId), { attempt: started.attempt ?? 1, failure: started.lastFailure ?? null });
+      this.#attempts.set(String(started.scheduledEventId), {
+        attempt: started.attempt ?? 1,
+        failure: started.lastFailure ?? null,
+      });
       return null;
     }
     return this.#activityEnd(event);
@@ -150,9 +181,15 @@ class HistoryReader {
     const { attempt, failure } = this.#attempts.get(id) ?? { attempt: 1, failure: null };
     const took = clock((timeOf(event.eventTime).getTime() - scheduled.getTime()) / 1000);
     const retried = attempt > 1 ? `, attempt ${attempt}${failure ? ` after: ${failureText(failure)}` : ''}` : '';
-    if (completed) return this.#quiet(name) && attempt === 1 ? null : { text: `${name} done in ${took}${retried}`, trouble: attempt > 1 };
+    if (completed)
+      return this.#quiet(name) && attempt === 1
+        ? null
+        : { text: `${name} done in ${took}${retried}`, trouble: attempt > 1 };
     if (cancelled) return { text: `${name} cancelled after ${took}`, trouble: false };
-    return { text: `${name} failed after ${took}${retried}: ${failureText((failed ?? timedOut)?.failure)}`, trouble: true };
+    return {
+      text: `${name} failed after ${took}${retried}: ${failureText((failed ?? timedOut)?.failure)}`,
+      trouble: true,
+    };
   }
 
   #quiet(name: string): boolean {
@@ -161,7 +198,10 @@ class HistoryReader {
 }
 
 /** Activities at work now; their attempts enter a history only when they end. */
-function pendingEntries(description: { raw: temporal.api.workflowservice.v1.IDescribeWorkflowExecutionResponse }, where: string): LogEntry[] {
+function pendingEntries(
+  description: { raw: temporal.api.workflowservice.v1.IDescribeWorkflowExecutionResponse },
+  where: string,
+): LogEntry[] {
   return (description.raw.pendingActivities ?? []).flatMap((activity) => {
     const name = activity.activityType?.name ?? 'activity';
     const attempt = activity.attempt ?? 1;
@@ -175,7 +215,8 @@ function pendingEntries(description: { raw: temporal.api.workflowservice.v1.IDes
 /** The innermost cause: its code and its first line. */
 function failureText(failure: Failure | null | undefined): string {
   let current = failure;
-  while (current?.cause && (current.activityFailureInfo || current.childWorkflowExecutionFailureInfo)) current = current.cause;
+  while (current?.cause && (current.activityFailureInfo || current.childWorkflowExecutionFailureInfo))
+    current = current.cause;
   const message = oneLine(current?.message ?? '') || 'no reason given';
   const type = current?.applicationFailureInfo?.type;
   return type && type !== 'Error' && !message.includes(type) ? `${type}: ${message}` : message;

@@ -1,6 +1,7 @@
 /** What a run found: one table of its benchmarks, read from their artifacts, and how long each node took. */
-import type { BenchmarkBody } from '../schemas/artifact.ts';
+
 import type { ArtifactStore } from '../activities/adapters/artifact-store.ts';
+import type { BenchmarkBody } from '../schemas/artifact.ts';
 import { nodeSeconds } from './live-view.ts';
 import { allNodes, type RunState } from './run-state.ts';
 import { clock, renderTable, type Terminal } from './terminal.ts';
@@ -29,7 +30,13 @@ export async function readResults(store: ArtifactStore, state: RunState): Promis
 /** One table per benchmark: a row for each checkpoint it was run after, then the baselines. */
 export function renderResults(results: readonly BenchmarkResult[], terminal: Terminal): string[] {
   const names = [...new Set(results.map(({ body }) => body.benchmark))];
-  return names.flatMap((name) => renderBenchmark(name, results.filter(({ body }) => body.benchmark === name), terminal));
+  return names.flatMap((name) =>
+    renderBenchmark(
+      name,
+      results.filter(({ body }) => body.benchmark === name),
+      terminal,
+    ),
+  );
 }
 
 function renderBenchmark(name: string, results: readonly BenchmarkResult[], terminal: Terminal): string[] {
@@ -48,7 +55,11 @@ function renderBenchmark(name: string, results: readonly BenchmarkResult[], term
     `${name}: ${terminal.unicode ? asked : asked.replace('×', 'x')}`,
     ...renderTable(
       terminal,
-      [{ title: 'after' }, ...metrics.map((metric) => ({ title: metric.replace('_at_', '@'), align: 'right' as const })), { title: 'answer seen', align: 'right' }],
+      [
+        { title: 'after' },
+        ...metrics.map((metric) => ({ title: metric.replace('_at_', '@'), align: 'right' as const })),
+        { title: 'answer seen', align: 'right' },
+      ],
       [...rows, ...baselineRows(results, metrics, label)],
     ),
   ];
@@ -60,7 +71,10 @@ function baselineRows(
   metrics: readonly string[],
   label: (result: BenchmarkResult) => string,
 ): string[][] {
-  const column = Math.max(0, metrics.findIndex((metric) => metric.startsWith('avg_at_')));
+  const column = Math.max(
+    0,
+    metrics.findIndex((metric) => metric.startsWith('avg_at_')),
+  );
   const cells = (title: string, value: Interval | undefined): string[] => [
     title,
     ...metrics.map((_, at) => (at === column ? percent(value) : '')),
@@ -87,9 +101,21 @@ export function renderTimes(state: RunState, terminal: Terminal): string[] {
   const severalArms = state.arms.length > 1;
   const rows = allNodes(state).map((node) => {
     const seconds = nodeSeconds(node, state.ended_at ?? new Date());
-    return [severalArms ? `${node.arm} / ${node.id}` : node.id, node.kind, node.status, seconds === null ? '' : clock(seconds)];
+    return [
+      severalArms ? `${node.arm} / ${node.id}` : node.id,
+      node.kind,
+      node.status,
+      seconds === null ? '' : clock(seconds),
+    ];
   });
-  return ['', ...renderTable(terminal, [{ title: 'node' }, { title: 'kind' }, { title: 'status' }, { title: 'time', align: 'right' }], rows)];
+  return [
+    '',
+    ...renderTable(
+      terminal,
+      [{ title: 'node' }, { title: 'kind' }, { title: 'status' }, { title: 'time', align: 'right' }],
+      rows,
+    ),
+  ];
 }
 
 /** The end of a run in words: results, and where to look further. `withTimes` where no picture shows them already. */

@@ -106,7 +106,11 @@ export async function findRun(pool: Pool, wanted: string): Promise<RunRow> {
   const [first] = rows;
   if (!first) throw new ExpError('RUN_UNKNOWN', wanted, 'no run has this id or begins like this; `exp list` shows all');
   if (first.id === wanted || rows.length === 1) return first;
-  throw new ExpError('RUN_AMBIGUOUS', wanted, `more than one run begins like this: ${rows.map(({ id }) => id).join(', ')}`);
+  throw new ExpError(
+    'RUN_AMBIGUOUS',
+    wanted,
+    `more than one run begins like this: ${rows.map(({ id }) => id).join(', ')}`,
+  );
 }
 
 export async function listRuns(pool: Pool, options: { active?: boolean; limit?: number } = {}): Promise<RunRow[]> {
@@ -150,7 +154,10 @@ export class RunReader {
     const plan = this.#plan ?? (await this.#stack.store.readJson<Plan>(row.plan_blob));
     this.#plan = plan;
     const keys = plan.arms.flatMap(({ nodes }) => nodes.map(({ key }) => key));
-    const [progress, published] = await Promise.all([readProgress(this.#stack.pool, keys), readPublished(this.#stack.pool, keys)]);
+    const [progress, published] = await Promise.all([
+      readProgress(this.#stack.pool, keys),
+      readPublished(this.#stack.pool, keys),
+    ]);
     this.#asking ??= this.#ask(row).finally(() => {
       this.#asking = null;
     });
@@ -376,7 +383,8 @@ function estimateRemaining(arms: readonly ArmState[], secondsByKind: ReadonlyMap
 /** From its own pace where it has one, else from how long its kind took before. */
 function nodeSecondsLeft(node: NodeState, typical: number | undefined): number | null {
   const elapsed = node.started_at ? (Date.now() - node.started_at.getTime()) / 1000 : 0;
-  if (node.status === 'running' && node.done > 0 && node.total > 0) return (elapsed / node.done) * Math.max(0, node.total - node.done);
+  if (node.status === 'running' && node.done > 0 && node.total > 0)
+    return (elapsed / node.done) * Math.max(0, node.total - node.done);
   return typical === undefined ? null : Math.max(0, typical - elapsed);
 }
 

@@ -2,8 +2,8 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client } from '@temporalio/client';
-import type { Plan } from '../schemas/plan.ts';
 import { ExpError } from '../schemas/errors.ts';
+import type { Plan } from '../schemas/plan.ts';
 import { isOutage, type Stack } from './open-stack.ts';
 import { findRun, type RunRow, workflowPhase } from './run-state.ts';
 

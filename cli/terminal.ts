@@ -46,7 +46,7 @@ export function oneLine(text: string): string {
 
 const WIDE =
   /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u;
-const ZERO_WIDTH = /[\p{Mn}\u200b-\u200d\ufe0f]/u;
+const ZERO_WIDTH = /\p{Mn}|[\u200b-\u200d]/u;
 
 function characterWidth(character: string): number {
   if (ZERO_WIDTH.test(character)) return 0;
@@ -75,17 +75,26 @@ export function truncate(text: string, width: number, ellipsis = '…'): string 
 }
 
 /** Exactly `width` columns: cut or filled. */
-export function fit(terminal: Terminal, text: string, width: number, align: 'left' | 'right' = 'left'): string {
+export function padTo(terminal: Terminal, text: string, width: number, align: 'left' | 'right' = 'left'): string {
   const shown = truncate(text, width, terminal.unicode ? '…' : '...');
   const fill = ' '.repeat(Math.max(0, width - textWidth(shown)));
   return align === 'left' ? shown + fill : fill + shown;
 }
 
-const ASCII_FOR: Record<string, string> = { '·': '-', '…': '...', '→': '->', '≤': '<=', '±': '+-', '×': 'x', '—': '-', '–': '-' };
+const ASCII_FOR: Record<string, string> = {
+  '·': '-',
+  '…': '...',
+  '→': '->',
+  '≤': '<=',
+  '±': '+-',
+  '×': 'x',
+  '—': '-',
+  '–': '-',
+};
 
 /** The same line for a terminal that shows ASCII only. */
 export function plainAscii(text: string): string {
-  return text.replace(/[^\u0000-\u007f]/gu, (character) => ASCII_FOR[character] ?? '?');
+  return text.replace(/\P{ASCII}/gu, (character) => ASCII_FOR[character] ?? '?');
 }
 
 /** `done` of `total` as a bar of `width` columns, to an eighth of a column where Unicode is at hand. */
@@ -120,7 +129,11 @@ export interface Column {
 }
 
 /** A table without borders: titles, a rule, rows. Columns are as wide as their widest cell. */
-export function renderTable(terminal: Terminal, columns: readonly Column[], rows: readonly (readonly string[])[]): string[] {
+export function renderTable(
+  terminal: Terminal,
+  columns: readonly Column[],
+  rows: readonly (readonly string[])[],
+): string[] {
   const widths = columns.map((column, at) =>
     Math.max(textWidth(column.title), ...rows.map((row) => textWidth(row[at] ?? ''))),
   );
@@ -133,5 +146,9 @@ export function renderTable(terminal: Terminal, columns: readonly Column[], rows
       .join('  ')
       .trimEnd();
   const rule = widths.map((width) => (terminal.unicode ? '─' : '-').repeat(width)).join('  ');
-  return [paint(terminal, 'bold', line(columns.map(({ title }) => title))), paint(terminal, 'dim', rule), ...rows.map(line)];
+  return [
+    paint(terminal, 'bold', line(columns.map(({ title }) => title))),
+    paint(terminal, 'dim', rule),
+    ...rows.map(line),
+  ];
 }

@@ -3,7 +3,7 @@ import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { Plan } from '../schemas/plan.ts';
 import { WORKERS } from '../services/programs.ts';
-import type { LogEntry } from './run-history.ts';
+import { isNamed, type LogEntry, nodeNames } from './run-history.ts';
 import { oneLine } from './terminal.ts';
 
 /** Of each log, at most its newest part is read. */
@@ -19,7 +19,7 @@ export interface WorkerLogQuery {
 
 /** Entries of all workers' logs, oldest first; none where workers run elsewhere. */
 export function readWorkerLogs({ home, run, plan, since, node }: WorkerLogQuery): LogEntry[] {
-  const names = new Map(plan.arms.flatMap((arm) => arm.nodes.map(({ key, id }) => [key, id])));
+  const names = nodeNames(plan);
   const nameIn = (line: string): string | undefined => {
     for (const [match] of line.matchAll(/[0-9a-f]{64}/g)) if (names.has(match)) return names.get(match);
     return line.includes(run) ? 'run' : undefined;
@@ -28,9 +28,17 @@ export function readWorkerLogs({ home, run, plan, since, node }: WorkerLogQuery)
     const where = nameIn(line.text);
     const at = new Date(line.text.slice(0, 24));
     if (where === undefined || Number.isNaN(at.getTime()) || at < since) return [];
-    if (node !== undefined && where !== node) return [];
+    if (node !== undefined && !isNamed(where, node)) return [];
     const text = oneLine(line.text.slice(24).replaceAll(/[0-9a-f]{52}(?=[^0-9a-f]|$)/g, ''));
-    return [{ at, where, text: `${line.worker}: ${text}`, trouble: /^\s*(WARN|ERROR)/.test(line.text.slice(24)), id: line.id }];
+    return [
+      {
+        at,
+        where,
+        text: `${line.worker}: ${text}`,
+        trouble: /^\s*(WARN|ERROR)/.test(line.text.slice(24)),
+        id: line.id,
+      },
+    ];
   });
   return entries.sort((a, b) => a.at.getTime() - b.at.getTime());
 }
@@ -48,7 +56,10 @@ function readLines(path: string): { worker: string; text: string; id: string }[]
     const buffer = Buffer.alloc(size - from);
     readSync(descriptor, buffer, 0, buffer.length, from);
     const worker = basename(path, '.log');
-    return buffer.toString('utf8').split('\n').map((text) => ({ worker, text, id: `${worker}/${text}` }));
+    return buffer
+      .toString('utf8')
+      .split('\n')
+      .map((text) => ({ worker, text, id: `${worker}/${text}` }));
   } finally {
     closeSync(descriptor);
   }

@@ -3,7 +3,7 @@ import { parseArgs } from 'node:util';
 import { ExitCode } from '../../schemas/errors.ts';
 import type { Command } from '../command.ts';
 import { type Stack, withStack } from '../open-stack.ts';
-import { allNodes, findRun, runArgument, RunReader, type RunRow, type RunState, workflowPhase } from '../run-state.ts';
+import { allNodes, findRun, RunReader, type RunRow, type RunState, runArgument, workflowPhase } from '../run-state.ts';
 
 /** Activities hear of it with their next heartbeat, and put away what they have. */
 const WAIT_MS = 120_000;
@@ -48,7 +48,10 @@ async function cancel(stack: Stack, row: RunRow): Promise<void> {
 }
 
 async function closeRow(stack: Stack, { id }: RunRow): Promise<void> {
-  await stack.pool.query(`update runs set status = 'cancelled', ended_at = now() where id = $1 and status = 'running'`, [id]);
+  await stack.pool.query(
+    `update runs set status = 'cancelled', ended_at = now() where id = $1 and status = 'running'`,
+    [id],
+  );
 }
 
 /** True when the run has ended; false when it takes longer than we wait. */

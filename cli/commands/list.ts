@@ -26,7 +26,12 @@ export const command: Command = {
       io.out(values.active ? 'no run is active' : 'no run yet; `exp submit SPEC` makes one');
       return 0;
     }
-    const columns = [{ title: 'run' }, { title: 'status' }, { title: 'begun' }, { title: 'took', align: 'right' as const }];
+    const columns = [
+      { title: 'run' },
+      { title: 'status' },
+      { title: 'begun' },
+      { title: 'took', align: 'right' as const },
+    ];
     for (const line of renderTable(detectTerminal(io), columns, runs.map(toCells))) io.out(line);
     return 0;
   },

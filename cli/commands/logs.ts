@@ -7,7 +7,7 @@ import { logTail } from '../../services/log-tail.ts';
 import { logPath, SERVICES } from '../../services/programs.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { type Stack, withStack } from '../open-stack.ts';
-import { type LogEntry, readHistory } from '../run-history.ts';
+import { isNamed, type LogEntry, nodeNames, readHistory } from '../run-history.ts';
 import { findRun, type RunRow } from '../run-state.ts';
 import { detectTerminal, paint, type Terminal } from '../terminal.ts';
 import { readWorkerLogs } from '../worker-log.ts';
@@ -16,7 +16,7 @@ const POLL_MS = 2_000;
 
 export const command: Command = {
   name: 'logs',
-  summary: 'Tell what happened in a run (what ran, failed, was tried again), or show the end of a service\'s log.',
+  summary: "Tell what happened in a run (what ran, failed, was tried again), or show the end of a service's log.",
   usage: 'logs RUN|latest [NODE] [-f] [--all] [--profile P] [--json]   or   logs SERVICE [-n LINES]',
   help: [
     `SERVICE is one of ${SERVICES.join(', ')}`,
@@ -36,8 +36,10 @@ export const command: Command = {
       },
     });
     const [wanted, node, ...more] = positionals;
-    if (wanted === undefined || more.length > 0) throw new ExpError('USAGE', 'exp logs', 'wants a RUN (or `latest`), then perhaps one of its nodes');
-    if ((SERVICES as readonly string[]).includes(wanted) && node === undefined) return showService(wanted, values.lines, io);
+    if (wanted === undefined || more.length > 0)
+      throw new ExpError('USAGE', 'exp logs', 'wants a RUN (or `latest`), then perhaps one of its nodes');
+    if ((SERVICES as readonly string[]).includes(wanted) && node === undefined)
+      return showService(wanted, values.lines, io);
     return withStack(values.profile, async (stack) => {
       const row = await findRun(stack.pool, wanted);
       const plan = await stack.store.readJson<Plan>(row.plan_blob);
@@ -58,7 +60,8 @@ interface Query {
 
 function showService(name: string, lines: string, io: CommandIo): number {
   const wanted = Number(lines);
-  if (!Number.isSafeInteger(wanted) || wanted < 1) throw new ExpError('USAGE', 'exp logs', '-n wants a number of lines');
+  if (!Number.isSafeInteger(wanted) || wanted < 1)
+    throw new ExpError('USAGE', 'exp logs', '-n wants a number of lines');
   const path = logPath(home(), name);
   const tail = logTail(path, wanted);
   io.err(tail.length > 0 ? path : `${path} is empty or not there: ${name} was never started here`);
@@ -67,12 +70,19 @@ function showService(name: string, lines: string, io: CommandIo): number {
 }
 
 function checkNode(plan: Plan, row: RunRow, node: string): void {
-  const ids = [...new Set(plan.arms.flatMap((arm) => arm.nodes.map(({ id }) => id)))];
-  if (!ids.includes(node)) throw new ExpError('NODE_UNKNOWN', `${row.id} ${node}`, `the run has no such node; it has ${ids.join(', ')}`);
+  const names = [...nodeNames(plan).values()];
+  if (names.some((name) => isNamed(name, node))) return;
+  throw new ExpError('NODE_UNKNOWN', `${row.id} ${node}`, `the run has no such node; it has ${names.join(', ')}`);
 }
 
 /** Everything so far; with `follow`, then what is new, until the run has ended and was read once more. */
-async function tell(stack: Stack, query: Query, follow: boolean, io: CommandIo, print: (entry: LogEntry) => void): Promise<void> {
+async function tell(
+  stack: Stack,
+  query: Query,
+  follow: boolean,
+  io: CommandIo,
+  print: (entry: LogEntry) => void,
+): Promise<void> {
   const told = new Set<string>();
   for (;;) {
     const { status } = await findRun(stack.pool, query.row.id);

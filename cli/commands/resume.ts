@@ -36,7 +36,14 @@ export const command: Command = {
         return 0;
       }
       const live = io.isTTY && !values.json;
-      const { state, exitCode } = await followRun({ run: row.id, stack, io, reopen: () => openStack(profile), say, live });
+      const { state, exitCode } = await followRun({
+        run: row.id,
+        stack,
+        io,
+        reopen: () => openStack(profile),
+        say,
+        live,
+      });
       if (values.json) io.out(JSON.stringify({ run: row.id, status: state?.status ?? 'running' }));
       return exitCode;
     });

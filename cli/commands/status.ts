@@ -8,7 +8,7 @@ import { serviceStates } from '../../services/stack.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { renderFrame } from '../live-view.ts';
 import { asUnreachable, openProfile, openStack, type Stack, withStack } from '../open-stack.ts';
-import { allNodes, findRun, listRuns, runArgument, RunReader, type RunRow, type RunState } from '../run-state.ts';
+import { allNodes, findRun, listRuns, RunReader, type RunRow, type RunState, runArgument } from '../run-state.ts';
 import { clock, detectTerminal, renderTable } from '../terminal.ts';
 
 export const command: Command = {
@@ -37,7 +37,11 @@ export const command: Command = {
 function toJson(state: RunState) {
   const severalArms = state.arms.length > 1;
   const nodes = allNodes(state).map(({ arm, id, kind, key, status, attempts, error, done, total }) => ({
-    id, kind, key, status, attempts,
+    id,
+    kind,
+    key,
+    status,
+    attempts,
     ...(severalArms && { arm }),
     ...(error !== null && { error }),
     ...(total > 0 && { done, total }),
@@ -68,7 +72,15 @@ async function showStack(profileName: string | undefined, json: boolean, io: Com
     const services = profile.embedded ? await embeddedServices(stack) : await externalServices(stack, profile);
     const runs = stack ? await listRuns(stack.pool, { active: true }) : [];
     const up = services.every(({ status }) => status === 'up');
-    if (json) io.out(JSON.stringify({ profile: profile.name, up, services, runs: runs.map(({ id, status }) => ({ run: id, status })) }));
+    if (json)
+      io.out(
+        JSON.stringify({
+          profile: profile.name,
+          up,
+          services,
+          runs: runs.map(({ id, status }) => ({ run: id, status })),
+        }),
+      );
     else for (const line of describeStack(services, runs, up, io)) io.out(line);
     return ExitCode.done;
   } catch (error) {
@@ -78,7 +90,13 @@ async function showStack(profileName: string | undefined, json: boolean, io: Com
   }
 }
 
-const STATE_WORDS: Record<string, string> = { RUNNING: 'up', STARTING: 'starting', BACKOFF: 'restarting', FATAL: 'failed', STOPPING: 'stopping' };
+const STATE_WORDS: Record<string, string> = {
+  RUNNING: 'up',
+  STARTING: 'starting',
+  BACKOFF: 'restarting',
+  FATAL: 'failed',
+  STOPPING: 'stopping',
+};
 
 async function embeddedServices(stack: Stack | null): Promise<ServiceStatus[]> {
   const states = new Map((await serviceStates(home()))?.map((state) => [state.name, state]));
@@ -98,9 +116,20 @@ async function embeddedServices(stack: Stack | null): Promise<ServiceStatus[]> {
 
 /** Of services elsewhere only those that every verb needs are asked. */
 async function externalServices(stack: Stack | null, profile: Profile): Promise<ServiceStatus[]> {
-  const temporal = stack ? await stack.temporal().then(() => true, () => false) : null;
+  const temporal = stack
+    ? await stack.temporal().then(
+        () => true,
+        () => false,
+      )
+    : null;
   const word = (answers: boolean | null): string => (answers === null ? 'not asked' : answers ? 'up' : 'down');
-  const row = (name: string, status: string, address: string | null): ServiceStatus => ({ name, status, pid: null, since: null, address });
+  const row = (name: string, status: string, address: string | null): ServiceStatus => ({
+    name,
+    status,
+    pid: null,
+    since: null,
+    address,
+  });
   return [
     row('postgres', word(stack !== null), null),
     row('temporal', word(temporal), profile.addresses?.temporal.address ?? null),
@@ -118,12 +147,29 @@ function addressesOf(connections: Connections): Record<string, string> {
   };
 }
 
-function describeStack(services: readonly ServiceStatus[], runs: readonly RunRow[], up: boolean, io: CommandIo): string[] {
+function describeStack(
+  services: readonly ServiceStatus[],
+  runs: readonly RunRow[],
+  up: boolean,
+  io: CommandIo,
+): string[] {
   const terminal = detectTerminal(io);
   const now = Date.now();
   const since = (at: string | null): string => (at === null ? '' : clock((now - Date.parse(at)) / 1000));
-  const rows = services.map(({ name, status, pid, since: began, address }) => [name, status, since(began), pid === null ? '' : String(pid), address ?? '']);
-  const columns = [{ title: 'service' }, { title: 'status' }, { title: 'for', align: 'right' as const }, { title: 'pid', align: 'right' as const }, { title: 'address' }];
+  const rows = services.map(({ name, status, pid, since: began, address }) => [
+    name,
+    status,
+    since(began),
+    pid === null ? '' : String(pid),
+    address ?? '',
+  ]);
+  const columns = [
+    { title: 'service' },
+    { title: 'status' },
+    { title: 'for', align: 'right' as const },
+    { title: 'pid', align: 'right' as const },
+    { title: 'address' },
+  ];
   return [
     ...renderTable(terminal, columns, rows),
     ...(up ? [] : ['', 'to start what is down: exp up    to learn why it is: exp doctor']),

@@ -53,7 +53,8 @@ export const command: Command = {
       return ExitCode.invalidInput;
     }
     showRest(loaded.warnings, loaded.unknown, io);
-    if (loaded.unknown.length > 0) throw new ExpError('MISSING_INPUT', spec, 'what is listed as missing must be there before the spec can run');
+    if (loaded.unknown.length > 0)
+      throw new ExpError('MISSING_INPUT', spec, 'what is listed as missing must be there before the spec can run');
     return submit({ plan: loaded.plan, profile, ref, watch, json, mayStart: !values['no-start'], io });
   },
 };
@@ -90,7 +91,12 @@ async function submit({ plan, profile, ref, watch, json, mayStart, io }: Submiss
 }
 
 /** The engine may still load its model: what needs it waits for it, the rest begins. */
-async function ensureUp(profile: Profile, profileRef: string, say: (line: string) => void, signal: AbortSignal): Promise<void> {
+async function ensureUp(
+  profile: Profile,
+  profileRef: string,
+  say: (line: string) => void,
+  signal: AbortSignal,
+): Promise<void> {
   if (await isUpToDate(home())) return;
   await up({ home: home(), profile, profileRef, waitForEngine: false, report: say, signal });
 }

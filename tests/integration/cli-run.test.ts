@@ -49,12 +49,23 @@ afterAll(async () => {
 function chain(...changes: Partial<ToyNode>[]): ToyNode[] {
   const salt = freshSalt();
   const ids = ['corpus', 'index', 'tasks'];
-  return changes.map((change, at) => ({ id: ids[at] as string, inputs: at > 0 ? [ids[at - 1] as string] : [], salt, ...change }));
+  return changes.map((change, at) => ({
+    id: ids[at] as string,
+    inputs: at > 0 ? [ids[at - 1] as string] : [],
+    salt,
+    ...change,
+  }));
 }
 
 function collectIo(signal: AbortSignal = new AbortController().signal) {
   const lines: string[] = [];
-  const io: CommandIo = { out: (text) => void lines.push(text), err: (text) => void lines.push(text), isTTY: false, env: {}, signal };
+  const io: CommandIo = {
+    out: (text) => void lines.push(text),
+    err: (text) => void lines.push(text),
+    isTTY: false,
+    env: {},
+    signal,
+  };
   return { io, lines };
 }
 
@@ -62,7 +73,14 @@ function collectIo(signal: AbortSignal = new AbortController().signal) {
 async function follow(run: string, { io, lines } = collectIo()) {
   const opened = (await connectStack(addresses)) as Stack;
   try {
-    const followed = await followRun({ run, stack: opened, io, reopen: () => connectStack(addresses), say: io.out, live: false });
+    const followed = await followRun({
+      run,
+      stack: opened,
+      io,
+      reopen: () => connectStack(addresses),
+      say: io.out,
+      live: false,
+    });
     return { ...followed, lines };
   } finally {
     await opened.close();
@@ -92,7 +110,13 @@ test('a submit that died between its row and its workflow is healed by the next 
   const plan = toyPlan('healed', { control: chain({}) });
   const blob = await stack.store.putJson(plan);
   const id = newRunId(plan.name, new Date());
-  await stack.pool.query('insert into runs (id, run_key, name, profile, plan_blob) values ($1, $2, $3, $4, $5)', [id, plan.run_key, plan.name, 'local', blob]);
+  await stack.pool.query('insert into runs (id, run_key, name, profile, plan_blob) values ($1, $2, $3, $4, $5)', [
+    id,
+    plan.run_key,
+    plan.name,
+    'local',
+    blob,
+  ]);
   worker = await startToyWorker(stack);
 
   expect(await startRun(stack, plan)).toEqual({ run: id, created: false });
@@ -225,8 +249,14 @@ test('the end of a run shows one table of its benchmarks', async () => {
   const interval = (value: number) => ({ value, low: value - 0.1, high: value + 0.1 });
   for (const [at, after] of ['base', 'stage1'].entries()) {
     await publishBenchmark(stack, plan.arms[0]?.nodes[at]?.key as string, {
-      benchmark: 'held_out', after, questions: 24, samples: 2, protocol: {}, answer_in_observation: 0.5,
-      results: { avg_at_2: interval(0.1 + at * 0.3) }, baselines: { closed_book: interval(0.125) },
+      benchmark: 'held_out',
+      after,
+      questions: 24,
+      samples: 2,
+      protocol: {},
+      answer_in_observation: 0.5,
+      results: { avg_at_2: interval(0.1 + at * 0.3) },
+      baselines: { closed_book: interval(0.125) },
     });
   }
   worker = await startToyWorker(stack);
@@ -239,8 +269,9 @@ test('the end of a run shows one table of its benchmarks', async () => {
 
 test('an id may be shortened while it is unambiguous; `latest` is the newest', async () => {
   const { rows } = await stack.pool.query<{ id: string }>('select id from runs order by created_at desc limit 1');
-  expect((await findRun(stack.pool, 'latest')).id).toBe(rows[0]?.id);
-  expect((await findRun(stack.pool, (rows[0]?.id as string).slice(0, -2))).id).toBe(rows[0]?.id);
+  const newest = String(rows[0]?.id);
+  expect((await findRun(stack.pool, 'latest')).id).toBe(newest);
+  expect((await findRun(stack.pool, newest.slice(0, -2))).id).toBe(newest);
   await expect(findRun(stack.pool, 'again-')).rejects.toThrow('RUN_AMBIGUOUS');
   await expect(findRun(stack.pool, 'nosuch')).rejects.toThrow('RUN_UNKNOWN');
 });

@@ -29,7 +29,11 @@ export interface ToyNode {
   salt?: string;
 }
 
-export function toyPlan(name: string, arms: Record<string, ToyNode[]>, options: { profile?: string; run?: string } = {}): Plan {
+export function toyPlan(
+  name: string,
+  arms: Record<string, ToyNode[]>,
+  options: { profile?: string; run?: string } = {},
+): Plan {
   return {
     api_version: 'exp/v1',
     run_key: contentKey({ name, arms, run: options.run ?? '' }),
@@ -124,7 +128,15 @@ async function produce(ref: NodeRef, node: PlanNode, { store }: Stack, progress:
   if (ends === 'failure') throw new ExpError('DATA', ref.id, 'the toy has no data');
   if (ends === 'gate') throw new ExpError('TOO_FEW_SOLVABLE', ref.id, 'never 10, sometimes 0, always 2');
   if (ends === 'outage_once' && info.attempt === 1) throw new ExpError('UNAVAILABLE', ref.id, 'the service is away');
-  return store.publish({ key: ref.key, kind: ref.kind, inputs: [], files: {}, body: { toy: ref.id }, metrics: [], made_with: {} });
+  return store.publish({
+    key: ref.key,
+    kind: ref.kind,
+    inputs: [],
+    files: {},
+    body: { toy: ref.id },
+    metrics: [],
+    made_with: {},
+  });
 }
 
 /** Publish a benchmark's artifact as its activity would, so that it is there to be reused and read. */

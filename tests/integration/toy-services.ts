@@ -26,8 +26,18 @@ export async function startPostgres(): Promise<TestService> {
   mkdirSync(join(folder, 'data'), { recursive: true });
   const user = await preparePostgres(folder, 'test');
   const [command = '', ...argv] = [
-    ...user.prefix, postgresBin('postgres'), '-D', postgresDir(folder),
-    '-c', 'listen_addresses=127.0.0.1', '-c', `port=${port}`, '-c', 'unix_socket_directories=', '-c', 'max_connections=300',
+    ...user.prefix,
+    postgresBin('postgres'),
+    '-D',
+    postgresDir(folder),
+    '-c',
+    'listen_addresses=127.0.0.1',
+    '-c',
+    `port=${port}`,
+    '-c',
+    'unix_socket_directories=',
+    '-c',
+    'max_connections=300',
   ];
   const address = `postgresql://exp:test@127.0.0.1:${port}/exp`;
   return service({ folder, address, command, argv, stopSignal: 'SIGINT', ready: () => prepareDatabase(address) });
@@ -37,8 +47,27 @@ export async function startTemporal(): Promise<TestService> {
   const folder = await mkdtemp(join(tmpdir(), 'exp-temporal-'));
   const port = await freePort();
   const address = `127.0.0.1:${port}`;
-  const argv = ['server', 'start-dev', '--ip', '127.0.0.1', '--port', String(port), '--headless', '--db-filename', join(folder, 'temporal.db'), '--log-level', 'error'];
-  return service({ folder, address, command: venvBin('temporal'), argv, stopSignal: 'SIGTERM', ready: () => temporalAnswers(address) });
+  const argv = [
+    'server',
+    'start-dev',
+    '--ip',
+    '127.0.0.1',
+    '--port',
+    String(port),
+    '--headless',
+    '--db-filename',
+    join(folder, 'temporal.db'),
+    '--log-level',
+    'error',
+  ];
+  return service({
+    folder,
+    address,
+    command: venvBin('temporal'),
+    argv,
+    stopSignal: 'SIGTERM',
+    ready: () => temporalAnswers(address),
+  });
 }
 
 interface ServiceOptions {
