@@ -36,7 +36,6 @@ interface NodePlace {
 const FLUSH_MS = 5_000;
 /** Files a reader opens in MLflow's pages; the rest stays in the artifact store. */
 const SHOWN_FILE = /\.(json|jsonl|md|csv|yaml|txt)$/;
-const SHOWN_KINDS = new Set(['tasks', 'trajectories', 'profile', 'benchmark', 'report']);
 const SHOWN_BYTES = 1_000_000;
 
 const MLFLOW_STATUS: Record<string, MlflowStatus> = {
@@ -237,8 +236,7 @@ function parametersOf({ kind, kind_version, seed, parameters }: PlanNode): LogBa
   return paramsOf({ kind, kind_version, ...(seed !== null && { seed }), ...parameters });
 }
 
-function shownFiles({ kind, files }: Manifest): Manifest['files'] {
-  if (!SHOWN_KINDS.has(kind)) return [];
+function shownFiles({ files }: Manifest): Manifest['files'] {
   return files.filter(({ name, bytes }) => SHOWN_FILE.test(name) && bytes <= SHOWN_BYTES);
 }
 

@@ -1,22 +1,24 @@
 import { writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Pool } from 'pg';
+import pg from 'pg';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
 import { Mlflow } from '../../activities/adapters/mlflow.ts';
 import { createMlflowDelivery, openDedup, REFUSED_CODES, type TrackingPayload } from '../../activities/adapters/mlflow-delivery.ts';
 import { finiteMetrics, paramsOf, splitBatches, tagsOf } from '../../activities/adapters/mlflow-limits.ts';
 import { Outbox } from '../../activities/adapters/outbox.ts';
 import type { Metric } from '../../schemas/artifact.ts';
-import { freshDatabase } from './mlflow-database.ts';
 import { createMlflowServer, type MlflowServer, spoiltProxy } from './mlflow-server.ts';
+import { startPostgres, type TestService } from './toy-services.ts';
 
-let pool: Pool;
+let postgres: TestService;
+let pool: pg.Pool;
 let server: MlflowServer;
 let mlflow: Mlflow;
 
 beforeAll(async () => {
-  [pool, server] = await Promise.all([freshDatabase(), createMlflowServer()]);
+  [postgres, server] = await Promise.all([startPostgres(), createMlflowServer()]);
+  pool = new pg.Pool({ connectionString: postgres.address });
   await server.start();
   mlflow = new Mlflow({ url: server.url, pool });
 });
@@ -24,6 +26,7 @@ beforeAll(async () => {
 afterAll(async () => {
   await server?.close();
   await pool?.end();
+  await postgres?.stop();
 });
 
 const START = 1_700_000_000_000;
