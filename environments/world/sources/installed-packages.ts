@@ -13,8 +13,6 @@ export interface InstalledPackagesOptions {
   ecosystems?: readonly string[];
   /** The checkout whose packages are read. */
   root?: string;
-  /** Names of the Python packages that count; all that are installed when absent. */
-  pythonNames?: readonly string[];
   /** How much of each README a page holds; the rest of a long one would crowd out other packages. */
   readmeChars?: number;
 }
@@ -43,8 +41,7 @@ export async function* installedPackages(options: InstalledPackagesOptions): Asy
     for (const location of await npmLocations(root)) locations.set(location.url, location);
   }
   if (ecosystems.includes('python')) {
-    const names = options.pythonNames && new Set(options.pythonNames.map(normalizePythonName));
-    for (const location of await pythonLocations(root, names)) locations.set(location.url, location);
+    for (const location of await pythonLocations(root)) locations.set(location.url, location);
   }
   const ordered = [...locations.values()].map((location) => ({ ...location, order: sha256(location.url) }));
   ordered.sort((a, b) => (a.order < b.order ? -1 : 1));
@@ -70,7 +67,10 @@ async function npmLocations(root: string): Promise<PackageLocation[]> {
   }));
 }
 
-async function pythonLocations(root: string, names: Set<string> | undefined): Promise<PackageLocation[]> {
+/** Packages that `requirements.txt` pins: what else is in the environment is there on this machine only. */
+async function pythonLocations(root: string): Promise<PackageLocation[]> {
+  const requirements = await readText(join(root, 'requirements.txt'), 'python');
+  const pinned = new Set([...requirements.matchAll(/^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==/gm)].map(([, name]) => normalizePythonName(name as string)));
   const lib = join(root, '.exp/venv/lib');
   const python = (await list(lib, 'python')).find((name) => name.startsWith('python3'));
   const sitePackages = join(lib, python ?? 'python3', 'site-packages');
@@ -79,7 +79,7 @@ async function pythonLocations(root: string, names: Set<string> | undefined): Pr
     const match = /^(.+?)-[^-]+\.dist-info$/.exec(folder);
     if (!match) continue;
     const name = normalizePythonName(match[1] as string);
-    if (names && !names.has(name)) continue;
+    if (!pinned.has(name)) continue;
     locations.push({
       url: pythonUrl(name),
       read: (readmeChars: number) => readPythonPackage(name, join(sitePackages, folder), readmeChars),
