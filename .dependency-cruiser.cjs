@@ -1,6 +1,6 @@
 /**
- * Who may import whom: one rule per row of the folder table in docs/architecture.md.
- * `tests/check.ts` plants a bad import for every row and fails unless it is caught.
+ * Who may import whom: one rule per folder, then what the sandbox and the packages ask.
+ * `tests/planted-imports.ts` plants a bad import against every rule; the check fails unless it is caught.
  */
 
 /** Folder → the folders of ours it may import besides itself. `cli`, `worker`, `tests` and `bench` may import all. */
