@@ -2,7 +2,9 @@ import type { MilvusClient } from '@zilliz/milvus2-sdk-node';
 import type { Pool } from 'pg';
 import { loadTokenizer, type Tokenizer } from '../environments/deep-research/prompt.ts';
 import type { World } from '../environments/environment.ts';
+import type { CountTokens } from '../environments/world/chunker.ts';
 import { type Embedder, openEmbedder } from '../environments/world/embedder.ts';
+import { tokenCounter } from '../environments/world/embedder-model.ts';
 import { openWorld } from '../environments/world/world.ts';
 import type { CorpusBody, IndexBody } from '../schemas/artifact.ts';
 import { type IndexParameters, nodeOf } from '../schemas/node-parameters.ts';
@@ -31,6 +33,7 @@ export class OpenOnce<T> {
 /** Embedders by model and precision. */
 export class Embedders {
   readonly #open = new OpenOnce<Embedder>();
+  readonly #counters = new OpenOnce<CountTokens>();
   readonly #folderOf: (model: string) => string;
 
   constructor(folderOf: (model: string) => string) {
@@ -39,6 +42,11 @@ export class Embedders {
 
   open({ model, precision }: Pick<IndexParameters['embedder'], 'model' | 'precision'>): Promise<Embedder> {
     return this.#open.get(`${model} ${precision}`, () => openEmbedder({ folder: this.#folderOf(model), model, precision }));
+  }
+
+  /** Counts tokens as an embedder's tokenizer does; needs no model. */
+  tokenCounter(model: string): Promise<CountTokens> {
+    return this.#counters.get(model, () => tokenCounter(this.#folderOf(model)));
   }
 
   close(): Promise<void> {

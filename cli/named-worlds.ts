@@ -56,7 +56,7 @@ export async function openNamedWorld(pool: Pool, { milvus: address }: Connection
   try {
     const { fusion, dense, sparse } = named.parameters;
     const world = await openWorld({ pool, milvus, embedder, corpus: named.corpus, index: named.index, fusion, dense, sparse });
-    const countTokens = await tokenCounter(embedder.model.tokenizerPath, embedder.model.tokenizerConfigPath);
+    const countTokens = await tokenCounter(join(modelsDir(), embedder.model.name));
     return { world, countTokens, close };
   } catch (error) {
     await close();

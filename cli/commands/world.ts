@@ -110,7 +110,7 @@ async function buildWorld(
     import('../../environments/world/chunker.ts'),
     import('../../environments/world/embedder-model.ts'),
   ]);
-  const countTokens = await tokenCounter(embedder.model.tokenizerPath, embedder.model.tokenizerConfigPath);
+  const countTokens = await tokenCounter(join(modelsDir(), embedder.model.name));
   const { model, sha256 } = { model: embedder.model.name, sha256: embedder.model.sha256 };
   const parameters: IndexParameters = {
     embedder: { model, sha256, precision: embedder.model.precision, dimension: embedder.dimension },

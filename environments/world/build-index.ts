@@ -17,12 +17,13 @@ export interface BuildIndexOptions {
   corpus: CorpusBody;
   parameters: Pick<IndexParameters, 'chunk' | 'dense' | 'sparse'>;
   signal: AbortSignal;
-  /** Called when a shard is durable. `total` is an estimate until the last page is chunked. */
+  /** Called as chunks are embedded and stored; must not throw. `total` is an estimate until the last page is chunked. */
   onProgress(chunks: number, total: number): void;
 }
 
 const SHARD_CHUNKS = 256;
 const YIELD_MS = 20;
+const WAIT_MS = 2_000;
 
 type PlacedChunk = Chunk & { url: string; title: string };
 
@@ -60,15 +61,21 @@ export async function buildIndex(options: BuildIndexOptions): Promise<IndexBody>
 
   const sealed = await sealedShards(pool, indexKey);
   let done = sealed.chunks;
+  let embedded = done;
+  const estimate = estimateChunks(corpus, parameters.chunk);
+  const report = (): void => options.onProgress(embedded, Math.max(embedded, estimate));
   let inserting: Promise<void> = Promise.resolve();
   try {
     for await (const shard of unsealedShards(options, sealed)) {
       signal.throwIfAborted();
-      const embedded = await embedShard(options.embedder, shard);
+      const vectors = await embedShard(options, shard, () => {
+        embedded += 1;
+        report();
+      });
       await inserting;
-      inserting = insertShard(options, index, shard, embedded).then(() => {
+      inserting = insertShard(options, index, shard, vectors).then(() => {
         done += shard.chunks.length;
-        options.onProgress(done, Math.max(done, estimateChunks(corpus, parameters.chunk)));
+        report();
       });
       inserting.catch(() => undefined); // awaited before the next insert
     }
@@ -76,8 +83,12 @@ export async function buildIndex(options: BuildIndexOptions): Promise<IndexBody>
     await inserting;
   }
 
-  await index.flush();
-  const stored = await index.count();
+  // Flush and load may take long; each call to Milvus has its own deadline, so waiting for one is not hanging.
+  const waiting = setInterval(report, WAIT_MS);
+  const stored = await index
+    .flush()
+    .then(() => index.count())
+    .finally(() => clearInterval(waiting));
   if (stored !== done) {
     await index.drop();
     await pool.query('delete from index_shards where index_key = $1', [indexKey]);
@@ -145,10 +156,10 @@ async function* unsealedShards(options: BuildIndexOptions, sealed: SealedShards)
   if (pending.length > 0) yield { number, chunks: pending };
 }
 
-async function embedShard(embedder: Embedder, shard: Shard): Promise<Float32Array[]> {
+function embedShard({ embedder, signal }: BuildIndexOptions, shard: Shard, onText: () => void): Promise<Float32Array[]> {
   return embedder.embed(
     shard.chunks.map(({ title, text }) => chunkWithTitle(title, text)),
-    { priority: 'index' },
+    { priority: 'index', onText, signal },
   );
 }
 

@@ -19,6 +19,8 @@ export interface EmbedderModel {
   pooling: 'mean' | 'cls';
   /** SHA-256 over the graph and the tokenizer: what decides the vectors. */
   sha256: string;
+  /** What set-up stamped the folder with (`digest.json`), as registries and plans name it. */
+  folderDigest: string | null;
 }
 
 interface SourceFile {
@@ -49,6 +51,7 @@ export async function readEmbedderModel(folder: string, name: string, precision:
   const about = await readJson<SourceFile>(join(folder, 'source.json'), {});
   const { dimension, max_tokens, pooling } = { pooling: 'mean' as const, max_tokens: 512, ...KNOWN[name], ...about };
   if (dimension === undefined) throw new ExpError('MODEL_MISSING', folder, `source.json does not give the dimension of ${name}`);
+  const stamp = await readJson<{ sha256?: string }>(join(folder, 'digest.json'), {});
   return {
     name,
     precision,
@@ -59,15 +62,17 @@ export async function readEmbedderModel(folder: string, name: string, precision:
     maxTokens: max_tokens,
     pooling,
     sha256: createHash('sha256').update(`${graph}\n${tokenizer}`).digest('hex'),
+    folderDigest: stamp.sha256 ?? null,
   };
 }
 
-/** Counts tokens of a text as the embedder sees them, without special tokens. */
-export async function tokenCounter(tokenizerPath: string, tokenizerConfigPath: string): Promise<(text: string) => number> {
-  const tokenizer = new Tokenizer(
-    JSON.parse(await readFile(tokenizerPath, 'utf8')) as object,
-    await readJson<object>(tokenizerConfigPath, {}),
-  );
+/** Counts tokens of a text as the embedder in a folder sees them, without special tokens. Throws MODEL_MISSING. */
+export async function tokenCounter(folder: string): Promise<(text: string) => number> {
+  const tokenizerJson = await readFile(join(folder, 'tokenizer.json'), 'utf8').catch((cause) => {
+    throw new ExpError('MODEL_MISSING', folder, 'there is no tokenizer.json; run `exp setup`', { cause });
+  });
+  const config = await readJson<object>(join(folder, 'tokenizer_config.json'), {});
+  const tokenizer = new Tokenizer(JSON.parse(tokenizerJson) as object, config);
   return (text) => tokenizer.tokenize(text, { add_special_tokens: false }).length;
 }
 

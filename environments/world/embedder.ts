@@ -9,6 +9,14 @@ import { type EmbedderModel, type Precision, readEmbedderModel } from './embedde
 /** Queries are what an agent waits for; they go before indexing. */
 export type EmbedPriority = 'query' | 'index';
 
+export interface EmbedOptions {
+  priority: EmbedPriority;
+  /** Called for each text done; must not throw. */
+  onText?(): void;
+  /** Once aborted, what has not begun is rejected. */
+  signal?: AbortSignal;
+}
+
 export interface EmbedderFingerprint {
   embedder: string;
   embedder_sha256: string;
@@ -21,7 +29,7 @@ export interface Embedder {
   readonly dimension: number;
   readonly fingerprint: EmbedderFingerprint;
   /** Unit vectors, in the order of the texts. */
-  embed(texts: readonly string[], options: { priority: EmbedPriority }): Promise<Float32Array[]>;
+  embed(texts: readonly string[], options: EmbedOptions): Promise<Float32Array[]>;
   close(): Promise<void>;
 }
 
@@ -52,6 +60,7 @@ interface Batch {
   id: number;
   items: Item[];
   priority: EmbedPriority;
+  signal: AbortSignal | undefined;
   /** Children that died with this batch. */
   deaths: number;
 }
@@ -96,17 +105,18 @@ class EmbedderPool implements Embedder {
     return { embedder: name, embedder_sha256: sha256, precision, dimension };
   }
 
-  embed(texts: readonly string[], { priority }: { priority: EmbedPriority }): Promise<Float32Array[]> {
+  embed(texts: readonly string[], { priority, onText, signal }: EmbedOptions): Promise<Float32Array[]> {
     if (this.#closed) return Promise.reject(new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, 'the embedder is closed'));
     const results = new Array<Promise<Float32Array>>(texts.length);
     const items = texts.map((text, index) => {
       const { promise, resolve, reject } = withResolvers<Float32Array>();
       results[index] = promise;
+      if (onText) promise.then(onText, () => undefined);
       return { text, resolve, reject };
     });
     items.sort((a, b) => a.text.length - b.text.length);
     for (const batch of batchesOf(items)) {
-      this.#waiting[priority].push({ id: this.#nextId++, items: batch, priority, deaths: 0 });
+      this.#waiting[priority].push({ id: this.#nextId++, items: batch, priority, signal, deaths: 0 });
     }
     this.#dispatch();
     return Promise.all(results);
@@ -124,7 +134,7 @@ class EmbedderPool implements Embedder {
   #dispatch(): void {
     for (const child of this.#children) {
       if (!child.ready || child.batch) continue;
-      const batch = this.#waiting.query.shift() ?? this.#waiting.index.shift();
+      const batch = this.#next();
       if (!batch) return;
       child.batch = batch;
       this.#letGoWhenIdle(child);
@@ -136,6 +146,14 @@ class EmbedderPool implements Embedder {
     const waits = this.#waiting.query.length + this.#waiting.index.length;
     let starting = [...this.#children].filter(({ ready }) => !ready).length;
     for (; waits > starting && this.#children.size < this.#maxChildren; starting += 1) this.#start();
+  }
+
+  #next(): Batch | undefined {
+    for (;;) {
+      const batch = this.#waiting.query.shift() ?? this.#waiting.index.shift();
+      if (!batch?.signal?.aborted) return batch;
+      rejectAll(batch, batch.signal.reason as Error);
+    }
   }
 
   #start(): void {

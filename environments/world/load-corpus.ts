@@ -20,7 +20,7 @@ export interface LoadCorpusOptions {
   /** Chunks of a page by the index's chunker; needed for a limit of chunks. */
   countChunks: ((text: string) => number) | null;
   signal: AbortSignal;
-  /** Called as pages move. */
+  /** Called as pages move; must not throw. */
   onProgress(pages: number, detail: string): void;
 }
 

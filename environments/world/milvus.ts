@@ -6,7 +6,7 @@ export interface MilvusAddress {
   token?: string;
 }
 
-const TIMEOUT_MS = 30_000;
+const TIMEOUT_MS = 60_000;
 // Python's gRPC server (Milvus Lite) cuts off a client that pings an idle connection more than every five minutes; the
 // SDK pings every ten seconds. Calls have deadlines, so a dead connection is noticed without pings.
 const CHANNEL = { 'grpc.keepalive_time_ms': 600_000, 'grpc.keepalive_permit_without_calls': 0 };
