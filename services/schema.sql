@@ -171,3 +171,15 @@ create table if not exists tracked_runs (
   experiment_id text not null,
   artifact_uri text not null
 );
+
+-- Sealed batches of rollouts: a second attempt at a finished batch returns its shard and samples nothing.
+create table if not exists rollout_shards (
+  request text not null,
+  batch integer not null,
+  checkpoint_digest text not null,
+  blob text not null,
+  trajectories integer not null,
+  failed integer not null,
+  sealed_at timestamptz not null default now(),
+  primary key (request, batch, checkpoint_digest)
+);
