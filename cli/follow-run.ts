@@ -35,7 +35,8 @@ export interface Followed {
 
 /** What shows states as they come. */
 interface Display {
-  show(state: RunState, trouble: string | null): void;
+  /** `state` is null until one could be read. */
+  show(state: RunState | null, trouble: string | null): void;
   /** Leave the last picture standing. */
   close(): void;
 }
@@ -50,7 +51,7 @@ export async function followRun(options: FollowOptions): Promise<Followed> {
   try {
     while (!io.signal.aborted) {
       last = (await watch.read()) ?? last;
-      if (last) display.show(last, watch.trouble);
+      display.show(last, watch.trouble);
       if (last && last.status !== 'running' && watch.trouble === null) break;
       await sleep(REFRESH_MS, undefined, { signal: io.signal }).catch(() => {});
     }
@@ -133,8 +134,8 @@ async function liveDisplay(terminal: () => Terminal, run: string): Promise<Displ
   let closed = false;
   return {
     show(state, trouble) {
-      const frame = { now: new Date(), tick: tick++, trouble, hint: state.status === 'running' ? hint : null };
-      draw(renderFrame(state, terminal(), frame).join('\n'));
+      const frame = { now: new Date(), tick: tick++, trouble, hint: state?.status === 'running' ? hint : null };
+      draw(state ? renderFrame(state, terminal(), frame).join('\n') : (trouble ?? ''));
     },
     close() {
       if (!closed) draw.done();
@@ -152,9 +153,10 @@ function lineDisplay(say: (line: string) => void): Display {
   return {
     show(state, trouble) {
       const now = new Date();
-      const words = (trouble ?? state.trouble)?.replace(/ \(\d+ s\)/, '') ?? null;
+      const words = (trouble ?? state?.trouble)?.replace(/ \(\d+ s\)/, '') ?? null;
       if (words !== troubleBefore) say(stampedLine(now, words ?? 'connected again'));
       troubleBefore = words;
+      if (!state) return;
       const changes = renderChanges(before, state, now);
       before = state;
       for (const line of changes) say(line);

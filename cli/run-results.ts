@@ -47,6 +47,7 @@ function renderBenchmark(name: string, results: readonly BenchmarkResult[], term
     label(result),
     ...metrics.map((metric) => percent(result.body.results[metric])),
     percent({ value: result.body.answer_in_observation }),
+    String(result.body.unfinished),
   ]);
   const [first] = results;
   const asked = first ? `${first.body.questions} questions × ${first.body.samples}, per cent with 95 % intervals` : '';
@@ -59,6 +60,7 @@ function renderBenchmark(name: string, results: readonly BenchmarkResult[], term
         { title: 'after' },
         ...metrics.map((metric) => ({ title: metric.replace('_at_', '@'), align: 'right' as const })),
         { title: 'answer seen', align: 'right' },
+        { title: 'unfinished', align: 'right' },
       ],
       [...rows, ...baselineRows(results, metrics, label)],
     ),
@@ -78,6 +80,7 @@ function baselineRows(
   const cells = (title: string, value: Interval | undefined): string[] => [
     title,
     ...metrics.map((_, at) => (at === column ? percent(value) : '')),
+    '',
     '',
   ];
   return [...new Set(results.flatMap(({ body }) => Object.keys(body.baselines)))].flatMap((baseline) => {

@@ -2,13 +2,14 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
 import type { CommandIo } from '../../cli/command.ts';
 import { followRun } from '../../cli/follow-run.ts';
 import { connectStack, type Stack } from '../../cli/open-stack.ts';
 import { readHistory } from '../../cli/run-history.ts';
-import { allNodes, findRun, RunReader, workflowPhase } from '../../cli/run-state.ts';
+import { allNodes, findRun, type NodeState, RunReader, workflowPhase } from '../../cli/run-state.ts';
 import { newRunId, resumeRun, startRun } from '../../cli/start-run.ts';
+import type { Plan } from '../../schemas/plan.ts';
 import type { Connections } from '../../services/connections.ts';
 import { freshSalt, publishBenchmark, startToyWorker, type ToyNode, type ToyWorker, toyPlan } from './toy-run.ts';
 import { startPostgres, startTemporal, type TestService } from './toy-services.ts';
@@ -85,6 +86,31 @@ async function follow(run: string, { io, lines } = collectIo()) {
   } finally {
     await opened.close();
   }
+}
+
+/** Wait until a node of a run is at work. */
+async function untilRunning(run: string): Promise<NodeState> {
+  const reader = new RunReader(stack, run);
+  return vi.waitFor(
+    async () => {
+      const node = allNodes(await reader.read()).find(({ status, started_at }) => status === 'running' && started_at);
+      expect(node).toBeDefined();
+      return node as NodeState;
+    },
+    { timeout: 30_000, interval: 200 },
+  );
+}
+
+/** An arm shows a node as running when it asks for it; here the node has heard of so many. */
+async function untilSubscribed(runs: number, plan: Plan): Promise<void> {
+  const handle = (await stack.temporal()).workflow.getHandle(`node/${plan.arms[0]?.nodes[0]?.key}`);
+  await vi.waitFor(
+    async () => {
+      const { events } = await handle.fetchHistory();
+      expect(events?.filter((event) => event.workflowExecutionSignaledEventAttributes)).toHaveLength(runs);
+    },
+    { timeout: 30_000, interval: 200 },
+  );
 }
 
 test('fifty simultaneous submits give one run, and all fifty get its id', async () => {
@@ -185,7 +211,7 @@ test('Ctrl-C detaches: the follower leaves and the run goes on', async () => {
   const { run } = await startRun(stack, toyPlan('detach', { control: chain({ ms: 4_000, steps: 8 }) }));
   const interrupt = new AbortController();
   const following = follow(run, collectIo(interrupt.signal));
-  await sleep(1_500);
+  await untilRunning(run);
   interrupt.abort();
 
   const { exitCode, lines } = await following;
@@ -196,15 +222,15 @@ test('Ctrl-C detaches: the follower leaves and the run goes on', async () => {
 });
 
 test('a node that another run began first is shared, and one run leaving does not stop it', async () => {
-  const node = chain({ ms: 5_000, steps: 10 });
+  const node = chain({ ms: 8_000, steps: 16 });
   worker = await startToyWorker(stack);
-  const first = await startRun(stack, toyPlan('sharer_a', { control: node }));
-  await sleep(1_000);
+  const plan = toyPlan('sharer_a', { control: node });
+  const first = await startRun(stack, plan);
+  await untilRunning(first.run);
   const second = await startRun(stack, toyPlan('sharer_b', { control: node }));
-  await sleep(1_000);
 
-  const [shared] = allNodes(await new RunReader(stack, second.run).read());
-  expect(shared).toMatchObject({ status: 'running', shared: true });
+  expect(await untilRunning(second.run)).toMatchObject({ id: 'corpus', shared: true });
+  await untilSubscribed(2, plan);
   await (await stack.temporal()).workflow.getHandle(`run/${first.run}`).cancel();
   expect((await follow(second.run)).exitCode).toBe(0);
   expect((await findRun(stack.pool, first.run)).status).toBe('cancelled');
@@ -215,7 +241,7 @@ test('a run whose workflow was terminated is told as failed, and resume goes on 
   worker = await startToyWorker(stack);
   const { run } = await startRun(stack, toyPlan('terminated', { control: chain({ ms: 3_000, steps: 6 }) }));
   const client = await stack.temporal();
-  await sleep(500);
+  await untilRunning(run);
   await client.workflow.getHandle(`run/${run}`).terminate('by hand');
   const { exitCode, state } = await follow(run);
 
@@ -229,8 +255,10 @@ test('a run whose workflow was terminated is told as failed, and resume goes on 
 test('following survives PostgreSQL and Temporal being killed and started again', async () => {
   worker = await startToyWorker(stack);
   const { run } = await startRun(stack, toyPlan('outage', { control: chain({ ms: 12_000, steps: 24 }, {}) }));
-  const following = follow(run);
-  await sleep(2_000);
+  const collected = collectIo();
+  const following = follow(run, collected);
+  await untilRunning(run);
+  await vi.waitFor(() => expect(collected.lines.join('\n')).toContain('corpus running'), { timeout: 20_000 });
   await Promise.all([postgres.kill(), temporal.kill()]);
   await sleep(3_000);
   await Promise.all([postgres.restart(), temporal.restart()]);
@@ -255,6 +283,10 @@ test('the end of a run shows one table of its benchmarks', async () => {
       samples: 2,
       protocol: {},
       answer_in_observation: 0.5,
+      groups: {},
+      unfinished: 0,
+      masked: 0,
+      tool_use: {},
       results: { avg_at_2: interval(0.1 + at * 0.3) },
       baselines: { closed_book: interval(0.125) },
     });

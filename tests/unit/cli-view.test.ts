@@ -225,6 +225,10 @@ function benchmark(after: string, value: number, closedBook = 0.125): BenchmarkR
       samples: 2,
       protocol: {},
       answer_in_observation: 0.75,
+      groups: {},
+      unfinished: 3,
+      masked: 0,
+      tool_use: {},
       results: { avg_at_2: interval(value), pass_at_2: interval(value + 0.1) },
       baselines: { closed_book: interval(closedBook), most_frequent: interval(0.2) },
     },
@@ -239,8 +243,8 @@ test('the final table has a row per checkpoint, then each baseline once if it is
   const firstWords = lines.slice(4).map((line) => line.trim().split(/ {2,}/));
 
   expect(lines[1]).toContain('32 questions × 2');
-  expect(lines[2]).toMatch(/after +avg@2 +pass@2 +answer seen/);
-  expect(firstWords[1]).toEqual(['cold_start', '40.0 [30.0, 50.0]', '50.0 [40.0, 60.0]', '75.0']);
+  expect(lines[2]).toMatch(/after +avg@2 +pass@2 +answer seen +unfinished/);
+  expect(firstWords[1]).toEqual(['cold_start', '40.0 [30.0, 50.0]', '50.0 [40.0, 60.0]', '75.0', '3']);
   expect(firstWords.map(([first]) => first)).toEqual(['base', 'cold_start', 'stage1', 'closed book', 'most frequent']);
 });
 
