@@ -10,22 +10,46 @@ interface Verb {
 
 /** In the order a newcomer meets them. */
 const VERBS: readonly Verb[] = [
-  { name: 'validate', summary: 'Check a spec; every problem at file:line:col.', load: () => import('./commands/validate.ts') },
-  { name: 'plan', summary: 'Show what a spec would run, and what it would reuse.', load: () => import('./commands/plan.ts') },
-  { name: 'submit', summary: 'Run a spec; starts the services when they are not up.', load: () => import('./commands/submit.ts') },
+  {
+    name: 'validate',
+    summary: 'Check a spec; every problem at file:line:col.',
+    load: () => import('./commands/validate.ts'),
+  },
+  {
+    name: 'plan',
+    summary: 'Show what a spec would run, and what it would reuse.',
+    load: () => import('./commands/plan.ts'),
+  },
+  {
+    name: 'submit',
+    summary: 'Run a spec; starts the services when they are not up.',
+    load: () => import('./commands/submit.ts'),
+  },
   { name: 'status', summary: 'Show where a run is.', load: () => import('./commands/status.ts') },
   { name: 'watch', summary: 'Follow a run live.', load: () => import('./commands/watch.ts') },
   { name: 'logs', summary: 'Show the logs of a run or a service.', load: () => import('./commands/logs.ts') },
   { name: 'list', summary: 'List the runs.', load: () => import('./commands/list.ts') },
   { name: 'cancel', summary: 'Stop a run.', load: () => import('./commands/cancel.ts') },
   { name: 'resume', summary: 'Go on with a run that ended early.', load: () => import('./commands/resume.ts') },
-  { name: 'ask', summary: 'Ask a checkpoint one question, with a live trace.', load: () => import('./commands/ask.ts') },
-  { name: 'world', summary: 'Build, search, visit and evaluate a world of pages.', load: () => import('./commands/world.ts') },
+  {
+    name: 'ask',
+    summary: 'Ask a checkpoint one question, with a live trace.',
+    load: () => import('./commands/ask.ts'),
+  },
+  {
+    name: 'world',
+    summary: 'Build, search, visit and evaluate a world of pages.',
+    load: () => import('./commands/world.ts'),
+  },
   { name: 'schema', summary: 'Print the JSON Schema of a document.', load: () => import('./commands/schema.ts') },
   { name: 'up', summary: 'Start the services of this machine.', load: () => import('./commands/up.ts') },
   { name: 'down', summary: 'Stop them all.', load: () => import('./commands/down.ts') },
   { name: 'doctor', summary: 'Say what is wrong, and what to do.', load: () => import('./commands/doctor.ts') },
-  { name: 'setup', summary: 'Make what the first call makes: packages, build, Python, models.', load: () => import('./commands/setup.ts') },
+  {
+    name: 'setup',
+    summary: 'Make what the first call makes: packages, build, Python, models.',
+    load: () => import('./commands/setup.ts'),
+  },
 ];
 
 function help(): string {
@@ -92,7 +116,7 @@ async function runVerb(verb: Verb, argv: readonly string[], io: CommandIo): Prom
       return ExitCode.invalidInput;
     }
     io.err(`exp ${verb.name}: INTERNAL: ${error instanceof Error ? error.message : String(error)}`);
-    if (process.env['EXP_DEBUG']) io.err(String((error as Error).stack));
+    if (process.env.EXP_DEBUG) io.err(String((error as Error).stack));
     else io.err('this is a fault of exp; EXP_DEBUG=1 shows where');
     return ExitCode.runFailed;
   }
@@ -100,7 +124,10 @@ async function runVerb(verb: Verb, argv: readonly string[], io: CommandIo): Prom
 
 async function unknownVerb(name: string, io: CommandIo): Promise<number> {
   const { closest, distance } = (await import('fastest-levenshtein')).default;
-  const near = closest(name, VERBS.map((verb) => verb.name));
+  const near = closest(
+    name,
+    VERBS.map((verb) => verb.name),
+  );
   const hint = distance(name, near) <= 2 ? ` (did you mean ${near}?)` : '';
   io.err(`exp: USAGE: there is no verb ${JSON.stringify(name.slice(0, 40))}${hint}; see \`exp --help\``);
   return ExitCode.invalidInput;

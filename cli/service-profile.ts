@@ -8,7 +8,11 @@ import { repoRoot } from '../services/home.ts';
 export function embeddedProfile(reference: string): Profile {
   const profile = loadProfile(reference, join(repoRoot(), 'profiles'));
   if (profile.embedded === undefined) {
-    throw new ExpError('PROFILE', `profile ${profile.name}`, 'its services run elsewhere, at the addresses it names; nothing is started or stopped here');
+    throw new ExpError(
+      'PROFILE',
+      `profile ${profile.name}`,
+      'its services run elsewhere, at the addresses it names; nothing is started or stopped here',
+    );
   }
   return profile;
 }

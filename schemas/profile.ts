@@ -6,14 +6,19 @@ const closed = { additionalProperties: false } as const;
 export const Secret = Type.Union(
   [
     Type.Object({ env: Type.String({ minLength: 1, description: 'Environment variable that holds it.' }) }, closed),
-    Type.Object({ file: Type.String({ minLength: 1, description: 'File that holds it; a trailing newline is dropped.' }) }, closed),
+    Type.Object(
+      { file: Type.String({ minLength: 1, description: 'File that holds it; a trailing newline is dropped.' }) },
+      closed,
+    ),
   ],
   { description: 'Where a secret is found: {env: NAME} or {file: PATH}.' },
 );
 export type Secret = Static<typeof Secret>;
 
 /** A plain address, or one that holds credentials and is therefore named like a secret. */
-const Address = Type.Union([Type.String({ minLength: 1 }), Secret], { description: 'A URL, or {env: NAME} or {file: PATH} that holds it.' });
+const Address = Type.Union([Type.String({ minLength: 1 }), Secret], {
+  description: 'A URL, or {env: NAME} or {file: PATH} that holds it.',
+});
 
 /** What `exp up` starts on this machine, on loopback. */
 export const EmbeddedStack = Type.Object(
@@ -25,7 +30,12 @@ export const EmbeddedStack = Type.Object(
         max_model_len: Type.Integer({ minimum: 256, description: 'Longest sequence, in tokens.' }),
         kv_cache_gib: Type.Number({ exclusiveMinimum: 0, description: 'Memory for keys and values, in GiB.' }),
         max_num_seqs: Type.Integer({ minimum: 1, description: 'Sequences decoded at once.' }),
-        threads: Type.Optional(Type.Integer({ minimum: 1, description: 'CPU threads of the engine; as many as there are cores when absent.' })),
+        threads: Type.Optional(
+          Type.Integer({
+            minimum: 1,
+            description: 'CPU threads of the engine; as many as there are cores when absent.',
+          }),
+        ),
       },
       closed,
     ),
@@ -60,29 +70,47 @@ export const Addresses = Type.Object(
       },
       closed,
     ),
-    postgres: Type.Object({ url: Address }, { ...closed, description: 'postgresql://user:password@host:port/database?sslmode=…' }),
-    milvus: Type.Object({ address: Type.String({ description: 'URI, such as https://milvus.example:19530.' }), token: Type.Optional(Secret) }, closed),
+    postgres: Type.Object(
+      { url: Address },
+      { ...closed, description: 'postgresql://user:password@host:port/database?sslmode=…' },
+    ),
+    milvus: Type.Object(
+      {
+        address: Type.String({ description: 'URI, such as https://milvus.example:19530.' }),
+        token: Type.Optional(Secret),
+      },
+      closed,
+    ),
     mlflow: Type.Object({ url: Type.String(), token: Type.Optional(Secret) }, closed),
     engines: Type.Array(
       Type.Object(
         {
           name: Type.String({ description: 'Name of the engine in the registry `engines`.' }),
           url: Type.String(),
-          admin: Type.Boolean({ description: 'Whether its development routes (load weights, reset prefix cache) may be called.' }),
+          admin: Type.Boolean({
+            description: 'Whether its development routes (load weights, reset prefix cache) may be called.',
+          }),
         },
         closed,
       ),
       { description: 'Each is leased to one checkpoint at a time.' },
     ),
     artifacts: Type.Union([
-      Type.Object({ kind: Type.Literal('dir'), path: Type.String({ description: 'Absolute path that every worker sees.' }) }, closed),
+      Type.Object(
+        { kind: Type.Literal('dir'), path: Type.String({ description: 'Absolute path that every worker sees.' }) },
+        closed,
+      ),
       Type.Object(
         {
           kind: Type.Literal('s3'),
           bucket: Type.String(),
           prefix: Type.String(),
           region: Type.String(),
-          endpoint: Type.Optional(Type.String({ description: 'For S3-compatible stores; credentials come from the AWS chain of the process.' })),
+          endpoint: Type.Optional(
+            Type.String({
+              description: 'For S3-compatible stores; credentials come from the AWS chain of the process.',
+            }),
+          ),
         },
         closed,
       ),
@@ -94,10 +122,18 @@ export type Addresses = Static<typeof Addresses>;
 
 /** Shared by every registry entry: exactly one of path, url, made_at_setup says where it is. */
 const located = {
-  path: Type.Optional(Type.String({ description: 'File or folder; relative to the profile, or below ${env:NAME}.' })),
+  path: Type.Optional(
+    Type.String({
+      description: 'File or folder; relative to the profile, or below a folder that an environment variable names.',
+    }),
+  ),
   url: Type.Optional(Type.String({ description: 'Where a team keeps it.' })),
-  made_at_setup: Type.Optional(Type.Boolean({ description: 'Made by `exp setup` at .exp/models/NAME; its digest stands in digest.json there.' })),
-  sha256: Type.Optional(Type.String({ pattern: '^[0-9a-f]{64}$', description: 'Of the file, or over the files of the folder.' })),
+  made_at_setup: Type.Optional(
+    Type.Boolean({ description: 'Made by `exp setup` at .exp/models/NAME; its digest stands in digest.json there.' }),
+  ),
+  sha256: Type.Optional(
+    Type.String({ pattern: '^[0-9a-f]{64}$', description: 'Of the file, or over the files of the folder.' }),
+  ),
   licence: Type.String({ description: 'SPDX identifier where there is one.' }),
 };
 
@@ -167,7 +203,11 @@ export const Profile = Type.Object(
       Type.String(),
       Type.Object(
         {
-          command: Type.Array(Type.String(), { minItems: 1, description: 'Argument vector; {{command}} is replaced by the trainer and its arguments, other {{names}} by the stage.' }),
+          command: Type.Array(Type.String(), {
+            minItems: 1,
+            description:
+              'Argument vector; {{command}} is replaced by the trainer and its arguments, other {{names}} by the stage.',
+          }),
           cancel: Type.Optional(Type.Array(Type.String())),
         },
         closed,
@@ -185,7 +225,9 @@ export const Profile = Type.Object(
       },
       { ...closed, description: 'For estimates.' },
     ),
-    data_roots: Type.Array(Type.String(), { description: 'Folders below which a spec may name files, besides its own.' }),
+    data_roots: Type.Array(Type.String(), {
+      description: 'Folders below which a spec may name files, besides its own.',
+    }),
     registries: Type.Object(
       {
         datasets: Type.Record(Type.String({ pattern: Name }), DatasetEntry),
@@ -196,6 +238,9 @@ export const Profile = Type.Object(
       { ...closed, description: 'What the names in a spec mean here.' },
     ),
   },
-  { ...closed, description: 'Where things run and what names mean. Exactly one of `embedded` and `addresses` is given.' },
+  {
+    ...closed,
+    description: 'Where things run and what names mean. Exactly one of `embedded` and `addresses` is given.',
+  },
 );
 export type Profile = Static<typeof Profile>;

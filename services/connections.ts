@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { ExpError } from '../schemas/errors.ts';
 import type { Addresses, Profile, Secret } from '../schemas/profile.ts';
 import { home } from './home.ts';
-import { type ServicesFile, readServicesFile } from './services-file.ts';
+import { readServicesFile, type ServicesFile } from './services-file.ts';
 
 export interface TlsFiles {
   serverName?: string;
@@ -38,7 +38,11 @@ export async function connections(profile: Profile): Promise<Connections> {
   if (profile.addresses !== undefined) return external(profile, profile.addresses);
   const file = readServicesFile(home());
   if (file === undefined) {
-    throw new ExpError('SERVICES_DOWN', `profile ${profile.name}`, 'the embedded services were never started here; run `exp up`');
+    throw new ExpError(
+      'SERVICES_DOWN',
+      `profile ${profile.name}`,
+      'the embedded services were never started here; run `exp up`',
+    );
   }
   return embedded(profile, file, home());
 }
@@ -47,16 +51,26 @@ export async function connections(profile: Profile): Promise<Connections> {
 export function embedded(profile: Profile, { ports, passwords }: ServicesFile, homeDir: string): Connections {
   const engine = profile.embedded?.engine;
   return {
-    temporal: { address: `127.0.0.1:${ports.temporal}`, namespace: 'default', ui: `http://127.0.0.1:${ports.temporal_ui}` },
+    temporal: {
+      address: `127.0.0.1:${ports.temporal}`,
+      namespace: 'default',
+      ui: `http://127.0.0.1:${ports.temporal_ui}`,
+    },
     postgres: { url: `postgresql://exp:${passwords.postgres}@127.0.0.1:${ports.postgres}/exp` },
     milvus: { address: `127.0.0.1:${ports.milvus}` },
     mlflow: { url: `http://127.0.0.1:${ports.mlflow}` },
-    engines: engine === undefined ? [] : [{ name: engine.name, kind: 'vllm', url: `http://127.0.0.1:${ports.engine}`, admin: true }],
+    engines:
+      engine === undefined
+        ? []
+        : [{ name: engine.name, kind: 'vllm', url: `http://127.0.0.1:${ports.engine}`, admin: true }],
     artifacts: { kind: 'dir', path: join(homeDir, 'artifacts') },
   };
 }
 
-function external(profile: Profile, { temporal, postgres, milvus, mlflow, engines, artifacts }: Addresses): Connections {
+function external(
+  profile: Profile,
+  { temporal, postgres, milvus, mlflow, engines, artifacts }: Addresses,
+): Connections {
   const at = (field: string): string => `profile ${profile.name}: addresses.${field}`;
   return {
     temporal: {
@@ -66,8 +80,13 @@ function external(profile: Profile, { temporal, postgres, milvus, mlflow, engine
       ...(temporal.api_key && { apiKey: resolveSecret(temporal.api_key, at('temporal.api_key')) }),
       ...(temporal.ui !== undefined && { ui: temporal.ui }),
     },
-    postgres: { url: typeof postgres.url === 'string' ? postgres.url : resolveSecret(postgres.url, at('postgres.url')) },
-    milvus: { address: milvus.address, ...(milvus.token && { token: resolveSecret(milvus.token, at('milvus.token')) }) },
+    postgres: {
+      url: typeof postgres.url === 'string' ? postgres.url : resolveSecret(postgres.url, at('postgres.url')),
+    },
+    milvus: {
+      address: milvus.address,
+      ...(milvus.token && { token: resolveSecret(milvus.token, at('milvus.token')) }),
+    },
     mlflow: { url: mlflow.url, ...(mlflow.token && { token: resolveSecret(mlflow.token, at('mlflow.token')) }) },
     engines: engines.map((engine) => ({ ...engine, kind: profile.registries.engines[engine.name]?.kind ?? 'vllm' })),
     artifacts,
@@ -106,7 +125,10 @@ function tlsConfig({ serverName, ca, cert, key }: TlsFiles) {
 }
 
 export function resolveSecret(secret: Secret, at: string): string {
-  if ('file' in secret) return readNamed(secret.file, at).toString('utf8').replace(/\r?\n$/, '');
+  if ('file' in secret)
+    return readNamed(secret.file, at)
+      .toString('utf8')
+      .replace(/\r?\n$/, '');
   const value = process.env[secret.env];
   if (!value) throw new ExpError('SECRET_MISSING', at, `the environment variable ${secret.env} is not set`);
   return value;

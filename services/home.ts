@@ -20,7 +20,7 @@ export function repoRoot(): string {
 
 /** Data, logs and addresses of this stack: `EXP_HOME`, or `.exp` in the checkout. */
 export function home(): string {
-  return process.env['EXP_HOME'] ? resolve(process.env['EXP_HOME']) : join(repoRoot(), '.exp');
+  return process.env.EXP_HOME ? resolve(process.env.EXP_HOME) : join(repoRoot(), '.exp');
 }
 
 /** What set-up makes is shared by every home of a checkout. */

@@ -113,7 +113,11 @@ export interface PortOwner {
 
 /** Who holds a listening socket; undefined when the process belongs to another user and may not be looked into. */
 export function ownerOf(port: number): PortOwner | undefined {
-  const inodes = new Set(listeners().filter((listener) => listener.port === port).map(({ inode }) => `socket:[${inode}]`));
+  const inodes = new Set(
+    listeners()
+      .filter((listener) => listener.port === port)
+      .map(({ inode }) => `socket:[${inode}]`),
+  );
   if (inodes.size === 0) return undefined;
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
     if (socketsOf(pid).some((link) => inodes.has(link))) return { pid: Number(pid), command: commandOf(pid) };

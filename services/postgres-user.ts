@@ -35,7 +35,11 @@ function chooseUser(): { uid: number; gid: number } {
   );
   const user = users.get('postgres') ?? users.get('nobody');
   if (user === undefined) {
-    throw new ExpError('SETUP_FAILED', '/etc/passwd', 'PostgreSQL does not run as root, and there is no user postgres or nobody; add one, or run exp as an ordinary user');
+    throw new ExpError(
+      'SETUP_FAILED',
+      '/etc/passwd',
+      'PostgreSQL does not run as root, and there is no user postgres or nobody; add one, or run exp as an ordinary user',
+    );
   }
   return user;
 }
@@ -49,9 +53,15 @@ function reachableByAll(path: string): boolean {
 }
 
 function availableCapability(): keyof typeof CAPABILITY_BITS {
-  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0'}`);
+  const effective = BigInt(
+    `0x${/^CapEff:\s*([0-9a-f]+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1] ?? '0'}`,
+  );
   for (const [name, bit] of Object.entries(CAPABILITY_BITS)) {
     if ((effective >> BigInt(bit)) & 1n) return name as keyof typeof CAPABILITY_BITS;
   }
-  throw new ExpError('SETUP_FAILED', 'postgres', 'this root user may not pass on file access to the user PostgreSQL runs as; put the checkout where others may enter');
+  throw new ExpError(
+    'SETUP_FAILED',
+    'postgres',
+    'this root user may not pass on file access to the user PostgreSQL runs as; put the checkout where others may enter',
+  );
 }

@@ -16,7 +16,11 @@ export async function preparePostgres(home: string, password: string): Promise<P
   if (existsSync(data)) {
     const { uid, gid } = statSync(data);
     if (user.ids !== undefined && user.ids.uid !== uid) {
-      throw new ExpError('SETUP_FAILED', data, `belongs to user ${uid}:${gid}, but PostgreSQL runs as ${user.ids.uid} here; chown -R it, or move it away`);
+      throw new ExpError(
+        'SETUP_FAILED',
+        data,
+        `belongs to user ${uid}:${gid}, but PostgreSQL runs as ${user.ids.uid} here; chown -R it, or move it away`,
+      );
     }
     return user;
   }
@@ -42,12 +46,18 @@ async function initdb(user: PostgresUser, data: string, passwordFile: string): P
   const [command = '', ...argv] = [
     ...user.prefix,
     postgresBin('initdb'),
-    '--pgdata', data,
-    '--username', 'exp',
-    '--pwfile', passwordFile,
-    '--auth', 'scram-sha-256',
-    '--encoding', 'UTF8',
-    '--locale', 'C',
+    '--pgdata',
+    data,
+    '--username',
+    'exp',
+    '--pwfile',
+    passwordFile,
+    '--auth',
+    'scram-sha-256',
+    '--encoding',
+    'UTF8',
+    '--locale',
+    'C',
     '--no-instructions',
   ];
   try {

@@ -79,12 +79,17 @@ export const groupFile = (home: string, service: string): string => join(home, '
  * with another start time is a stranger; the number of a group that still has members is never given out again.
  */
 function recordedGroups(home: string): Map<number, string> {
-  const files = existsSync(join(home, 'work')) ? readdirSync(join(home, 'work')).filter((name) => name.endsWith('.group')) : [];
+  const files = existsSync(join(home, 'work'))
+    ? readdirSync(join(home, 'work')).filter((name) => name.endsWith('.group'))
+    : [];
   const groups = new Map<number, string>();
   for (const name of files) {
-    const [group = '', startTime] = readFileSync(join(home, 'work', name), 'ascii').trim().split(' ');
+    const [group = '', startTime] = readFileSync(join(home, 'work', name), 'ascii')
+      .trim()
+      .split(' ');
     const leader = readProcess(Number(group));
-    if (leader === undefined || leader.startTime === startTime) groups.set(Number(group), name.slice(0, -'.group'.length));
+    if (leader === undefined || leader.startTime === startTime)
+      groups.set(Number(group), name.slice(0, -'.group'.length));
   }
   return groups;
 }

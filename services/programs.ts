@@ -7,7 +7,16 @@ import type { Profile } from '../schemas/profile.ts';
 import { modelsDir, python, repoRoot, venvBin } from './home.ts';
 import type { ServicesFile } from './services-file.ts';
 
-export const SERVICES = ['postgres', 'temporal', 'milvus', 'mlflow', 'engine', 'worker-cpu', 'worker-rollout', 'worker-gpu'] as const;
+export const SERVICES = [
+  'postgres',
+  'temporal',
+  'milvus',
+  'mlflow',
+  'engine',
+  'worker-cpu',
+  'worker-rollout',
+  'worker-gpu',
+] as const;
 export type ServiceName = (typeof SERVICES)[number];
 
 export const WORKERS = ['worker-cpu', 'worker-rollout', 'worker-gpu'] as const satisfies readonly ServiceName[];
@@ -45,9 +54,12 @@ export const logPath = (home: string, service: string): string => join(home, 'lo
 
 export function programs(context: StackContext): Program[] {
   return SERVICES.map((service) => {
-    const { argv, env = {}, stopSignal = 'TERM', stopWaitSeconds = 20 } = isWorker(service)
-      ? worker(context, service)
-      : BUILDERS[service as keyof typeof BUILDERS](context);
+    const {
+      argv,
+      env = {},
+      stopSignal = 'TERM',
+      stopWaitSeconds = 20,
+    } = isWorker(service) ? worker(context, service) : BUILDERS[service as keyof typeof BUILDERS](context);
     return {
       service,
       argv,
@@ -74,10 +86,10 @@ function commonEnvironment({ home, stack }: StackContext, service: ServiceName):
     EXP_HOME: home,
     EXP_STACK: stack,
     EXP_SERVICE: service,
-    NO_PROXY: [process.env['NO_PROXY'], loopback].filter(Boolean).join(','),
-    no_proxy: [process.env['no_proxy'], loopback].filter(Boolean).join(','),
+    NO_PROXY: [process.env.NO_PROXY, loopback].filter(Boolean).join(','),
+    no_proxy: [process.env.no_proxy, loopback].filter(Boolean).join(','),
     PYTHONUNBUFFERED: '1',
-    PATH: [dirname(process.execPath), ...(process.env['PATH'] ?? '').split(delimiter)].filter(unique).join(delimiter),
+    PATH: [dirname(process.execPath), ...(process.env.PATH ?? '').split(delimiter)].filter(unique).join(delimiter),
   };
 }
 
@@ -117,33 +129,60 @@ function temporal({ home, file }: StackContext): ReturnType<Builder> {
   const { ports } = file;
   return {
     argv: [
-      venvBin('temporal'), 'server', 'start-dev',
-      '--ip', '127.0.0.1',
-      '--port', String(ports.temporal),
-      '--ui-port', String(ports.temporal_ui),
-      '--db-filename', join(home, 'data', 'temporal.db'),
-      '--log-level', 'warn',
+      venvBin('temporal'),
+      'server',
+      'start-dev',
+      '--ip',
+      '127.0.0.1',
+      '--port',
+      String(ports.temporal),
+      '--ui-port',
+      String(ports.temporal_ui),
+      '--db-filename',
+      join(home, 'data', 'temporal.db'),
+      '--log-level',
+      'warn',
     ],
   };
 }
 
 function milvus({ home, file }: StackContext): ReturnType<Builder> {
   return {
-    argv: [python(), '-m', 'milvus_lite', 'server', '--data-dir', join(home, 'data', 'milvus'), '--host', '127.0.0.1', '--port', String(file.ports.milvus)],
+    argv: [
+      python(),
+      '-m',
+      'milvus_lite',
+      'server',
+      '--data-dir',
+      join(home, 'data', 'milvus'),
+      '--host',
+      '127.0.0.1',
+      '--port',
+      String(file.ports.milvus),
+    ],
   };
 }
 
 function mlflow({ home, file }: StackContext): ReturnType<Builder> {
   return {
     argv: [
-      python(), '-m', 'mlflow', 'server',
-      '--backend-store-uri', `sqlite:///${join(home, 'data', 'mlflow.db')}`,
-      '--artifacts-destination', `file://${encodeURI(join(home, 'data', 'mlflow-artifacts'))}`,
+      python(),
+      '-m',
+      'mlflow',
+      'server',
+      '--backend-store-uri',
+      `sqlite:///${join(home, 'data', 'mlflow.db')}`,
+      '--artifacts-destination',
+      `file://${encodeURI(join(home, 'data', 'mlflow-artifacts'))}`,
       '--serve-artifacts',
-      '--host', '127.0.0.1',
-      '--port', String(file.ports.mlflow),
-      '--workers', '1',
-      '--allowed-hosts', 'localhost,localhost:*,127.0.0.1,127.0.0.1:*',
+      '--host',
+      '127.0.0.1',
+      '--port',
+      String(file.ports.mlflow),
+      '--workers',
+      '1',
+      '--allowed-hosts',
+      'localhost,localhost:*,127.0.0.1,127.0.0.1:*',
     ],
     env: { MLFLOW_SERVER_ENABLE_JOB_EXECUTION: 'false', MLFLOW_DISABLE_TELEMETRY: 'true', DO_NOT_TRACK: 'true' },
   };
@@ -152,21 +191,33 @@ function mlflow({ home, file }: StackContext): ReturnType<Builder> {
 /** vLLM under a name that is new at every start, so that the engine itself refuses a request meant for an earlier boot. */
 function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
   const settings = profile.embedded?.engine;
-  if (settings === undefined) throw new ExpError('PROFILE_INVALID', `profile ${profile.name}`, 'has no embedded engine to start');
+  if (settings === undefined)
+    throw new ExpError('PROFILE_INVALID', `profile ${profile.name}`, 'has no embedded engine to start');
   return {
     argv: [
-      python(), '-m', 'vllm.entrypoints.openai.api_server',
-      '--model', modelPath(profile, settings.model),
-      '--served-model-name', 'boot-{boot_id}',
-      '--host', '127.0.0.1',
-      '--port', String(file.ports.engine),
-      '--max-model-len', String(settings.max_model_len),
-      '--max-num-seqs', String(settings.max_num_seqs),
+      python(),
+      '-m',
+      'vllm.entrypoints.openai.api_server',
+      '--model',
+      modelPath(profile, settings.model),
+      '--served-model-name',
+      'boot-{boot_id}',
+      '--host',
+      '127.0.0.1',
+      '--port',
+      String(file.ports.engine),
+      '--max-model-len',
+      String(settings.max_model_len),
+      '--max-num-seqs',
+      String(settings.max_num_seqs),
       // A prompt prefilled in parts kills the CPU engine when its request has a seed ("CPU Generator does not use offset").
       '--no-enable-chunked-prefill',
-      '--max-num-batched-tokens', String(Math.max(4096, settings.max_model_len)),
-      '--generation-config', 'vllm', // a request says all of its sampling; the model's defaults may not add to it
-      '--logprobs-mode', 'processed_logprobs',
+      '--max-num-batched-tokens',
+      String(Math.max(4096, settings.max_model_len)),
+      '--generation-config',
+      'vllm', // a request says all of its sampling; the model's defaults may not add to it
+      '--logprobs-mode',
+      'processed_logprobs',
       '--enable-prefix-caching',
       '--enforce-eager',
       '--disable-uvicorn-access-log',

@@ -1,7 +1,8 @@
 /** When a service of the embedded stack is ready to be used, not merely running. */
 import { connect } from 'node:net';
+import type { Connection, TLSConfig } from '@temporalio/client';
 import type { Profile } from '../schemas/profile.ts';
-import type { Connections } from './connections.ts';
+import type { Connections, TlsFiles } from './connections.ts';
 import { withClient } from './postgres.ts';
 import { isWorker, type ServiceName } from './programs.ts';
 
@@ -31,7 +32,10 @@ export async function probe(service: ServiceName, input: ProbeInput): Promise<vo
   const { connections } = input;
   switch (service) {
     case 'postgres':
-      return withClient(withPath(connections.postgres.url, '/postgres'), async (client) => void (await client.query('select 1')));
+      return withClient(
+        withPath(connections.postgres.url, '/postgres'),
+        async (client) => void (await client.query('select 1')),
+      );
     case 'temporal':
       return probeTemporal(connections);
     case 'milvus':
@@ -57,11 +61,15 @@ async function probeHttp(url: string): Promise<void> {
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
 }
 
-/** Milvus Lite listens only once its data is loaded. */
+/** Milvus Lite listens only once its data is loaded. Takes `host:port` or a URL. */
 function probeTcp(address: string): Promise<void> {
-  const [host = '', port = ''] = address.split(':');
+  const { protocol, hostname, port } = new URL(address.includes('://') ? address : `tcp://${address}`);
   return new Promise((resolve, reject) => {
-    const socket = connect({ host, port: Number(port), timeout: 3000 });
+    const socket = connect({
+      host: hostname,
+      port: Number(port) || (protocol === 'https:' ? 443 : 19530),
+      timeout: 3000,
+    });
     socket.once('connect', () => {
       socket.destroy();
       resolve();
@@ -71,31 +79,49 @@ function probeTcp(address: string): Promise<void> {
   });
 }
 
-async function probeTemporal({ temporal }: Connections): Promise<void> {
+async function withTemporal<T>(
+  { temporal }: Connections,
+  work: (service: Connection['workflowService']) => Promise<T>,
+): Promise<T> {
   const { Connection } = await import('@temporalio/client');
-  const connection = await Connection.connect({ address: temporal.address, connectTimeout: '3s' });
+  const connection = await Connection.connect({
+    address: temporal.address,
+    connectTimeout: '3s',
+    ...(temporal.tls !== undefined && { tls: temporal.tls === true ? true : tlsConfig(temporal.tls) }),
+    ...(temporal.apiKey !== undefined && { apiKey: temporal.apiKey }),
+  });
   try {
-    await connection.workflowService.describeNamespace({ namespace: temporal.namespace });
+    return await work(connection.workflowService);
   } finally {
     await connection.close();
   }
 }
 
+function tlsConfig({ serverName, ca, cert, key }: TlsFiles): TLSConfig {
+  return {
+    ...(serverName !== undefined && { serverNameOverride: serverName }),
+    ...(ca && { serverRootCACertificate: ca }),
+    ...(cert && key && { clientCertPair: { crt: cert, key } }),
+  };
+}
+
+async function probeTemporal(connections: Connections): Promise<void> {
+  await withTemporal(connections, (service) =>
+    service.describeNamespace({ namespace: connections.temporal.namespace }),
+  );
+}
+
 /** A worker is ready when its queue was polled after the process started. */
 async function probeWorker(service: ServiceName, { connections, profile, startedAt }: ProbeInput): Promise<void> {
   const queue = profile.queues[service.slice('worker-'.length) as keyof Profile['queues']];
-  const { Connection } = await import('@temporalio/client');
-  const connection = await Connection.connect({ address: connections.temporal.address, connectTimeout: '3s' });
-  try {
-    const ACTIVITY_QUEUE = 2;
-    const { pollers } = await connection.workflowService.describeTaskQueue({
+  const ACTIVITY_QUEUE = 2;
+  const { pollers } = await withTemporal(connections, (temporal) =>
+    temporal.describeTaskQueue({
       namespace: connections.temporal.namespace,
       taskQueue: { name: queue },
       taskQueueType: ACTIVITY_QUEUE,
-    });
-    const polled = (pollers ?? []).some(({ lastAccessTime }) => Number(lastAccessTime?.seconds ?? 0) * 1000 >= startedAt);
-    if (!polled) throw new Error(`nothing polls ${queue} yet`);
-  } finally {
-    await connection.close();
-  }
+    }),
+  );
+  const polled = (pollers ?? []).some(({ lastAccessTime }) => Number(lastAccessTime?.seconds ?? 0) * 1000 >= startedAt);
+  if (!polled) throw new Error(`nothing polls ${queue} yet`);
 }

@@ -1,7 +1,18 @@
 /** The slow part of set-up: the Python environment and the models. Each part is stamped last, so a killed one is made again. */
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { ExpError } from '../schemas/errors.ts';
@@ -38,7 +49,12 @@ export async function setup({ report, signal }: SetupOptions): Promise<boolean> 
     const madeModels: boolean[] = [];
     for (const [at, { name, script, title }] of MODELS.entries()) {
       const made = await step(report, `${at + 4}/5`, title, isModelCurrent(name, script), async (log) => {
-        await run(python(), [join(repoRoot(), 'services', 'models', script), '--out', join(modelsDir(), name)], log, signal);
+        await run(
+          python(),
+          [join(repoRoot(), 'services', 'models', script), '--out', join(modelsDir(), name)],
+          log,
+          signal,
+        );
         writeFileSync(join(modelsDir(), `${name}.inputs`), modelInputs(script));
       });
       madeModels.push(made);
@@ -82,7 +98,9 @@ export function isVenvCurrent(): boolean {
 
 /** Model scripts stamp the packages they read; this stamp adds the environment, so that an unchanged set-up starts no Python. */
 function modelInputs(script: string): string {
-  const sources = ['publish.py', script].map((name) => readFileSync(join(repoRoot(), 'services', 'models', name), 'utf8'));
+  const sources = ['publish.py', script].map((name) =>
+    readFileSync(join(repoRoot(), 'services', 'models', name), 'utf8'),
+  );
   return JSON.stringify({ sources: sha256(sources.join('\0')), packages: sha256(pinnedPackages(script)) });
 }
 
@@ -148,10 +166,18 @@ function torchNeedsCuda(): boolean {
 
 async function findPython(signal: AbortSignal | undefined): Promise<string> {
   for (const candidate of ['python3.11', 'python3', 'python']) {
-    const version = await output(candidate, ['-c', 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'], signal);
+    const version = await output(
+      candidate,
+      ['-c', 'import sys, venv, ensurepip; print("%d.%d" % sys.version_info[:2])'],
+      signal,
+    );
     if (version?.trim() === '3.11') return candidate;
   }
-  throw new ExpError('SETUP_FAILED', 'python3.11', 'Python 3.11 with venv is not on the PATH; install it (Debian: apt-get install python3.11 python3.11-venv)');
+  throw new ExpError(
+    'SETUP_FAILED',
+    'python3.11',
+    'Python 3.11 with venv is not on the PATH; install it (Debian: apt-get install python3.11 python3.11-venv)',
+  );
 }
 
 function output(command: string, argv: string[], signal: AbortSignal | undefined): Promise<string | undefined> {
@@ -168,8 +194,19 @@ function output(command: string, argv: string[], signal: AbortSignal | undefined
 function run(command: string, argv: string[], log: string, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
     const sink = createWriteStream(log);
-    const env = { ...process.env, PYTHONPATH: undefined, PYTHONHOME: undefined, HF_HUB_OFFLINE: '1', TOKENIZERS_PARALLELISM: 'false' };
-    const child = spawn(command, argv, { cwd: repoRoot(), env, stdio: ['ignore', 'pipe', 'pipe'], ...(signal && { signal }) });
+    const env = {
+      ...process.env,
+      PYTHONPATH: undefined,
+      PYTHONHOME: undefined,
+      HF_HUB_OFFLINE: '1',
+      TOKENIZERS_PARALLELISM: 'false',
+    };
+    const child = spawn(command, argv, {
+      cwd: repoRoot(),
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...(signal && { signal }),
+    });
     child.stdout.pipe(sink, { end: false });
     child.stderr.pipe(sink, { end: false });
     child.on('error', (cause) => reject(new ExpError('SETUP_FAILED', command, cause.message, { cause })));
@@ -179,7 +216,13 @@ function run(command: string, argv: string[], log: string, signal: AbortSignal |
         const tail = logTail(log, 12);
         const full = tail.some((line) => /No space left on device/.test(line));
         const message = `${argv.slice(0, 4).join(' ')} … ended with ${code}; its last lines (all in ${log}):`;
-        reject(new ExpError(full ? 'STORAGE_FULL' : 'SETUP_FAILED', setupDir(), [message, ...tail.map((line) => `  ${line}`)].join('\n')));
+        reject(
+          new ExpError(
+            full ? 'STORAGE_FULL' : 'SETUP_FAILED',
+            setupDir(),
+            [message, ...tail.map((line) => `  ${line}`)].join('\n'),
+          ),
+        );
       });
     });
   });
@@ -196,4 +239,5 @@ async function main(): Promise<void> {
   }
 }
 
-if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href) await main();
+if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(realpathSync(process.argv[1])).href)
+  await main();

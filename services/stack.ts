@@ -1,6 +1,16 @@
 /** Starting and stopping the embedded stack. */
 import { spawn } from 'node:child_process';
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, realpathSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ExpError } from '../schemas/errors.ts';
@@ -12,11 +22,34 @@ import { withLock } from './lock.ts';
 import { logTail } from './log-tail.ts';
 import { isFree, ownerOf, planPorts } from './ports.ts';
 import { prepareDatabase, preparePostgres, trainerLeases } from './postgres.ts';
-import { endProcesses, groupFile, type ProcessInfo, readProcess, type StackProcess, stackId, stackProcesses } from './processes.ts';
-import { isWorker, postgresDir, type Program, programs, SERVICES, type ServiceName, WORKERS } from './programs.ts';
+import {
+  endProcesses,
+  groupFile,
+  type ProcessInfo,
+  readProcess,
+  type StackProcess,
+  stackId,
+  stackProcesses,
+} from './processes.ts';
+import { isWorker, type Program, postgresDir, programs, SERVICES, type ServiceName, WORKERS } from './programs.ts';
 import { probe, READY_WITHIN } from './readiness.ts';
-import { newPassword, type PortName, readServicesFile, type ServicesFile, servicesPath, writeServicesFile } from './services-file.ts';
-import { confPath, makeSocketDir, pidPath, programDocument, programPath, renderConf, socketPath } from './supervisor-conf.ts';
+import {
+  newPassword,
+  type PortName,
+  readServicesFile,
+  type ServicesFile,
+  servicesPath,
+  writeServicesFile,
+} from './services-file.ts';
+import {
+  confPath,
+  makeSocketDir,
+  pidPath,
+  programDocument,
+  programPath,
+  renderConf,
+  socketPath,
+} from './supervisor-conf.ts';
 import { type ProgramState, SupervisorClient } from './supervisor-rpc.ts';
 
 export interface UpOptions {
@@ -45,7 +78,16 @@ export async function up(options: UpOptions): Promise<Connections> {
 
 async function upLocked(options: UpOptions): Promise<Connections> {
   const { home, profile, profileRef, report } = options;
-  for (const folder of ['data', 'data/milvus', 'data/mlflow-artifacts', 'artifacts', 'cache', 'logs', 'work', 'programs']) {
+  for (const folder of [
+    'data',
+    'data/milvus',
+    'data/mlflow-artifacts',
+    'artifacts',
+    'cache',
+    'logs',
+    'work',
+    'programs',
+  ]) {
     mkdirSync(join(home, folder), { recursive: true });
   }
   const stack = stackId(home);
@@ -62,7 +104,12 @@ async function upLocked(options: UpOptions): Promise<Connections> {
 
   const wanted = options.only ?? SERVICES;
   const connections = embedded(profile, file, home);
-  await startAndWait(supervisor, wanted.filter((name) => !isWorker(name)), connections, options);
+  await startAndWait(
+    supervisor,
+    wanted.filter((name) => !isWorker(name)),
+    connections,
+    options,
+  );
   if (wanted.includes('postgres')) await prepareDatabase(connections.postgres.url);
   await startAndWait(supervisor, wanted.filter(isWorker), connections, options);
   return connections;
@@ -87,9 +134,18 @@ function isTrainer({ service, session }: StackProcess, supervisors: ReadonlySet<
 async function endInOrder(processes: readonly StackProcess[], graceMs: number): Promise<ProcessInfo[]> {
   const by = (test: (service: string) => boolean): StackProcess[] => processes.filter(({ service }) => test(service));
   return [
-    ...(await endProcesses(by((service) => service === 'supervisord'), { graceMs: 500, signal: 'SIGKILL' })),
-    ...(await endProcesses(by((service) => service !== 'supervisord' && service !== 'postgres'), { graceMs })),
-    ...(await endProcesses(by((service) => service === 'postgres'), { graceMs, signal: 'SIGINT' })),
+    ...(await endProcesses(
+      by((service) => service === 'supervisord'),
+      { graceMs: 500, signal: 'SIGKILL' },
+    )),
+    ...(await endProcesses(
+      by((service) => service !== 'supervisord' && service !== 'postgres'),
+      { graceMs },
+    )),
+    ...(await endProcesses(
+      by((service) => service === 'postgres'),
+      { graceMs, signal: 'SIGINT' },
+    )),
   ];
 }
 
@@ -98,7 +154,11 @@ async function runningServices(supervisor: SupervisorClient): Promise<Set<PortNa
   return new Set([...running, ...(running.includes('temporal') ? ['temporal_ui'] : [])] as PortName[]);
 }
 
-async function settlePorts(home: string, ours: ReadonlySet<PortName>, report: (line: string) => void): Promise<ServicesFile> {
+async function settlePorts(
+  home: string,
+  ours: ReadonlySet<PortName>,
+  report: (line: string) => void,
+): Promise<ServicesFile> {
   const kept = readServicesFile(home);
   const { ports, moved, blocked } = await planPorts(kept?.ports ?? {}, ours, isFree);
   const holder = (port: number): string => {
@@ -113,7 +173,8 @@ async function settlePorts(home: string, ours: ReadonlySet<PortName>, report: (l
       `port ${first.port} is taken by ${holder(first.port)}; end it, or remove ports.${first.name} from that file to choose another port (links to earlier runs will then be wrong)`,
     );
   }
-  for (const { name, from, to } of moved) report(`port ${from} of ${name} is taken by ${holder(from)}; using ${to} from now on`);
+  for (const { name, from, to } of moved)
+    report(`port ${from} of ${name} is taken by ${holder(from)}; using ${to} from now on`);
   const file: ServicesFile = { version: 1, ports, passwords: kept?.passwords ?? { postgres: newPassword() } };
   writeServicesFile(home, file);
   return file;
@@ -149,7 +210,11 @@ async function startSupervisord(home: string, stack: string, supervisor: Supervi
     if (await supervisor.isUp()) return;
     const how = await Promise.race([ended, sleep(50, undefined)]);
     if (how !== undefined) {
-      throw new ExpError('SERVICE_NOT_READY', 'supervisord', `ended at once (${how}): ${logTail(join(home, 'logs', 'supervisord.out.log'), 3).join(' | ')}`);
+      throw new ExpError(
+        'SERVICE_NOT_READY',
+        'supervisord',
+        `ended at once (${how}): ${logTail(join(home, 'logs', 'supervisord.out.log'), 3).join(' | ')}`,
+      );
     }
   }
   throw new ExpError('SERVICE_NOT_READY', 'supervisord', 'does not answer within 20 s');
@@ -160,7 +225,8 @@ async function applyChanges(supervisor: SupervisorClient, report: (line: string)
   const { added, changed, removed } = await supervisor.reloadConfig();
   const before = new Map((await supervisor.programs()).map((program) => [program.name, program]));
   const restarting = [...changed, ...removed].filter((name) => (before.get(name)?.pid ?? 0) > 0);
-  for (const name of restarting) report(`${name}: ${isWorker(name) ? 'runs older code; draining' : 'has another configuration now; stopping'}`);
+  for (const name of restarting)
+    report(`${name}: ${isWorker(name) ? 'runs older code; draining' : 'has another configuration now; stopping'}`);
   await Promise.all(restarting.map((name) => supervisor.stop(name)));
   for (const name of [...changed, ...removed]) {
     await untilStopped(supervisor, name);
@@ -246,9 +312,15 @@ async function waitUntilReady(
   }
   const tail = logTail(join(home, 'logs', `${name}.log`), 12);
   throw new ExpError(
-    tail.some((line) => /No space left on device|database or disk is full/.test(line)) ? 'STORAGE_FULL' : 'SERVICE_NOT_READY',
+    tail.some((line) => /No space left on device|database or disk is full/.test(line))
+      ? 'STORAGE_FULL'
+      : 'SERVICE_NOT_READY',
     name,
-    [`is not ready after ${Math.round(seconds())} s: ${reason}`, `last lines of ${join(home, 'logs', `${name}.log`)}:`, ...tail.map((line) => `  ${line}`)].join('\n'),
+    [
+      `is not ready after ${Math.round(seconds())} s: ${reason}`,
+      `last lines of ${join(home, 'logs', `${name}.log`)}:`,
+      ...tail.map((line) => `  ${line}`),
+    ].join('\n'),
   );
 }
 
@@ -272,11 +344,21 @@ export async function down({ home: givenHome, profile, report }: DownOptions): P
     if (await supervisor.isUp()) await stopBySupervisor(supervisor, home, report);
     const left = [...stackProcesses(home), ...trainers.map((trainer) => ({ ...trainer, service: 'trainer' }))];
     const killed = await endInOrder(left, 10_000);
-    for (const { pid, command } of killed) report(`killed process ${pid}, which did not end by itself: ${command.slice(0, 100)}`);
+    for (const { pid, command } of killed)
+      report(`killed process ${pid}, which did not end by itself: ${command.slice(0, 100)}`);
     const after = stackProcesses(home);
-    if (after.length > 0) throw new ExpError('SERVICE_NOT_READY', 'exp down', `still running: ${after.map(({ pid, service }) => `${service} ${pid}`).join(', ')}`);
+    if (after.length > 0)
+      throw new ExpError(
+        'SERVICE_NOT_READY',
+        'exp down',
+        `still running: ${after.map(({ pid, service }) => `${service} ${pid}`).join(', ')}`,
+      );
     removeStaleFiles(home, stack);
-    report(before.length === 0 ? 'nothing was running' : `stopped ${before.length} processes in ${((performance.now() - began) / 1000).toFixed(1)} s; nothing is left`);
+    report(
+      before.length === 0
+        ? 'nothing was running'
+        : `stopped ${before.length} processes in ${((performance.now() - began) / 1000).toFixed(1)} s; nothing is left`,
+    );
   });
 }
 
@@ -295,7 +377,11 @@ async function leasedTrainers(home: string, profile: Profile): Promise<ProcessIn
 }
 
 /** Workers first, with a short time to drain: what they leave undone is retried when they are up again. */
-async function stopBySupervisor(supervisor: SupervisorClient, home: string, report: (line: string) => void): Promise<void> {
+async function stopBySupervisor(
+  supervisor: SupervisorClient,
+  home: string,
+  report: (line: string) => void,
+): Promise<void> {
   const supervisord = Number(readFileSync(pidPath(home), 'utf8'));
   const process = readProcess(supervisord);
   const states = await supervisor.programs();
@@ -314,7 +400,8 @@ async function stopBySupervisor(supervisor: SupervisorClient, home: string, repo
 
 function removeStaleFiles(home: string, stack: string): void {
   const groups = SERVICES.map((service) => groupFile(home, service));
-  for (const path of [socketPath(stack), pidPath(home), join(postgresDir(home), 'postmaster.pid'), ...groups]) rmSync(path, { force: true });
+  for (const path of [socketPath(stack), pidPath(home), join(postgresDir(home), 'postmaster.pid'), ...groups])
+    rmSync(path, { force: true });
 }
 
 /** A full disk shows in many calls; it is one answer for the user. */
@@ -323,7 +410,12 @@ async function storageErrors<T>(home: string, work: () => Promise<T>): Promise<T
     return await work();
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOSPC') {
-      throw new ExpError('STORAGE_FULL', home, 'the file system is full; free some space (exp doctor shows how much is used where) and try again', { cause: error });
+      throw new ExpError(
+        'STORAGE_FULL',
+        home,
+        'the file system is full; free some space (exp doctor shows how much is used where) and try again',
+        { cause: error },
+      );
     }
     throw error;
   }
@@ -348,7 +440,7 @@ export async function isUpToDate(home: string): Promise<boolean> {
 /** Build that a worker was last started with; undefined before its first start. */
 export function readProgramBuild(home: string, service: ServiceName): string | undefined {
   try {
-    return (JSON.parse(readFileSync(programPath(home, service), 'utf8')) as Program).env['EXP_BUILD'];
+    return (JSON.parse(readFileSync(programPath(home, service), 'utf8')) as Program).env.EXP_BUILD;
   } catch {
     return undefined;
   }

@@ -37,20 +37,20 @@ export function renderConf(home: string, stack: string, programs: readonly Progr
   const head = section('supervisord', {
     nodaemon: 'true',
     identifier: `exp-${stack}`,
-    logfile: escape(logPath(home, 'supervisord')),
+    logfile: doublePercents(logPath(home, 'supervisord')),
     logfile_maxbytes: '5MB',
     logfile_backups: '2',
     loglevel: 'info',
-    pidfile: escape(pidPath(home)),
-    childlogdir: escape(join(home, 'logs')),
-    directory: escape(home),
+    pidfile: doublePercents(pidPath(home)),
+    childlogdir: doublePercents(join(home, 'logs')),
+    directory: doublePercents(home),
     minfds: '1024',
   });
   const rpc = section('rpcinterface:supervisor', {
     'supervisor.rpcinterface_factory': 'supervisor.rpcinterface:make_main_rpcinterface',
   });
-  const server = section('unix_http_server', { file: escape(socket), chmod: '0700' });
-  const control = section('supervisorctl', { serverurl: `unix://${escape(socket)}` });
+  const server = section('unix_http_server', { file: doublePercents(socket), chmod: '0700' });
+  const control = section('supervisorctl', { serverurl: `unix://${doublePercents(socket)}` });
   return [head, server, rpc, control, ...programs.map((program) => programSection(home, program))].join('\n');
 }
 
@@ -69,7 +69,7 @@ function programSection(home: string, program: Program): string {
     stopasgroup: 'false',
     killasgroup: 'true',
     redirect_stderr: 'true',
-    stdout_logfile: escape(logPath(home, program.service)),
+    stdout_logfile: doublePercents(logPath(home, program.service)),
     stdout_logfile_maxbytes: '10MB',
     stdout_logfile_backups: '3',
   });
@@ -81,7 +81,8 @@ const section = (name: string, values: Record<string, string>): string =>
     .join('')}`;
 
 /** supervisord expands %(name)s in every value, and takes ` ;` for the start of a comment. */
-const escape = (text: string): string => text.replaceAll('%', '%%');
+const doublePercents = (text: string): string => text.replaceAll('%', '%%');
 
 /** A command line is split as a POSIX shell would. */
-const quote = (text: string): string => (/^[\w@+=:,./-]+$/.test(text) ? text : escape(`"${text.replace(/["\\$`]/g, '\\$&')}"`));
+const quote = (text: string): string =>
+  /^[\w@+=:,./-]+$/.test(text) ? text : doublePercents(`"${text.replace(/["\\$`]/g, '\\$&')}"`);

@@ -51,7 +51,9 @@ export class SupervisorClient {
 
   /** Re-read the configuration: which programs are new, changed, gone. Nothing is started or stopped by it. */
   async reloadConfig(): Promise<{ added: string[]; changed: string[]; removed: string[] }> {
-    const [[added, changed, removed]] = (await this.call('supervisor.reloadConfig')) as [[string[], string[], string[]]];
+    const [[added, changed, removed]] = (await this.call('supervisor.reloadConfig')) as [
+      [string[], string[], string[]],
+    ];
     return { added, changed, removed };
   }
 
@@ -112,7 +114,9 @@ export class SupervisorClient {
           response.setEncoding('utf8');
           response.on('data', (chunk: string) => (text += chunk));
           response.on('end', () =>
-            response.statusCode === 200 ? resolve(text) : reject(new Error(`supervisord answers HTTP ${response.statusCode}`)),
+            response.statusCode === 200
+              ? resolve(text)
+              : reject(new Error(`supervisord answers HTTP ${response.statusCode}`)),
           );
           response.on('error', reject);
         },

@@ -12,7 +12,7 @@ export const command: Command = {
   async run(argv, io) {
     const { values } = parseArgs({
       args: [...argv],
-      options: { profile: { type: 'string', default: io.env['EXP_PROFILE'] || 'local' } },
+      options: { profile: { type: 'string', default: io.env.EXP_PROFILE || 'local' } },
     });
     await down({ home: home(), profile: embeddedProfile(values.profile), report: io.out });
     return 0;

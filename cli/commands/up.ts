@@ -11,7 +11,7 @@ export const command: Command = {
   summary: 'Start the services of this machine, and restart what runs older code.',
   usage: 'up [--only NAME,…] [--profile P] [--json]',
   help: [
-    '  --only NAME,…  some of them: ' + SERVICES.join(', ') + '; "workers" is all three workers',
+    `  --only NAME,…  some of them: ${SERVICES.join(', ')}; "workers" is all three workers`,
     '  --no-wait      return while the policy engine still loads its model',
     '  --profile P    an embedded profile, by name or path (local)',
     '  --json         print {services: {…}} with their addresses',
@@ -24,7 +24,7 @@ export const command: Command = {
       options: {
         only: { type: 'string' },
         'no-wait': { type: 'boolean', default: false },
-        profile: { type: 'string', default: io.env['EXP_PROFILE'] || 'local' },
+        profile: { type: 'string', default: io.env.EXP_PROFILE || 'local' },
         json: { type: 'boolean', default: false },
       },
     });
@@ -39,7 +39,13 @@ export const command: Command = {
     });
     const { temporal, mlflow, milvus, engines } = connections;
     if (values.json) {
-      const services = { temporal: temporal.address, temporal_ui: temporal.ui, mlflow: mlflow.url, milvus: milvus.address, engine: engines[0]?.url };
+      const services = {
+        temporal: temporal.address,
+        temporal_ui: temporal.ui,
+        mlflow: mlflow.url,
+        milvus: milvus.address,
+        engine: engines[0]?.url,
+      };
       io.out(JSON.stringify({ services, home: home() }));
     } else {
       io.out(`up: MLflow ${mlflow.url}   Temporal ${temporal.ui}   data ${home()}`);
@@ -52,7 +58,12 @@ function parseNames(text: string): ServiceName[] {
   return text.split(',').flatMap((name): ServiceName[] => {
     if (name === 'workers') return [...WORKERS];
     const known = SERVICES.find((service) => service === name.trim());
-    if (known === undefined) throw new ExpError('USAGE', 'exp up --only', `there is no service ${JSON.stringify(name)}; there are ${SERVICES.join(', ')}, workers`);
+    if (known === undefined)
+      throw new ExpError(
+        'USAGE',
+        'exp up --only',
+        `there is no service ${JSON.stringify(name)}; there are ${SERVICES.join(', ')}, workers`,
+      );
     return [known];
   });
 }

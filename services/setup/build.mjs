@@ -4,14 +4,35 @@
 // usage: node services/setup/build.mjs [--force]
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, join, relative } from 'node:path';
 
 const root = dirname(dirname(import.meta.dirname));
 const dist = join(root, 'dist');
 const fresh = join(root, 'dist.new');
-const SOURCES = ['schemas', 'plan', 'workflows', 'activities', 'environments', 'services', 'worker', 'cli', 'tests', 'bench'];
+const SOURCES = [
+  'schemas',
+  'plan',
+  'workflows',
+  'activities',
+  'environments',
+  'services',
+  'worker',
+  'cli',
+  'tests',
+  'bench',
+];
 /** What a worker runs; a change elsewhere restarts no worker. */
 const WORKER_SOURCES = ['schemas', 'plan', 'workflows', 'activities', 'environments', 'services', 'worker'];
 const WORKFLOW_SOURCES = ['schemas', 'plan', 'workflows', 'activities/index.ts'];
@@ -23,27 +44,44 @@ function filesBelow(path) {
   if (isSource(path)) return [path];
   return readdirSync(path, { withFileTypes: true })
     .filter(({ name }) => name !== 'node_modules' && name !== '__pycache__')
-    .flatMap((entry) => (entry.isDirectory() ? filesBelow(join(path, entry.name)) : isSource(entry.name) ? [join(path, entry.name)] : []))
+    .flatMap((entry) =>
+      entry.isDirectory() ? filesBelow(join(path, entry.name)) : isSource(entry.name) ? [join(path, entry.name)] : [],
+    )
     .sort();
 }
 
 function digest(folders) {
   const hash = createHash('sha256');
-  const files = [...folders.flatMap((folder) => filesBelow(join(root, folder))), join(root, 'package-lock.json'), join(root, 'tsconfig.json'), import.meta.filename];
-  for (const file of files) hash.update(`${relative(root, file)}\0`).update(readFileSync(file)).update('\0');
+  const files = [
+    ...folders.flatMap((folder) => filesBelow(join(root, folder))),
+    join(root, 'package-lock.json'),
+    join(root, 'tsconfig.json'),
+    import.meta.filename,
+  ];
+  for (const file of files)
+    hash
+      .update(`${relative(root, file)}\0`)
+      .update(readFileSync(file))
+      .update('\0');
   return hash.digest('hex');
 }
 
 function compile() {
   rmSync(fresh, { recursive: true, force: true });
   const tsc = join(root, 'node_modules', 'typescript', 'bin', 'tsc');
-  const { status, stdout, stderr } = spawnSync(process.execPath, [tsc, '--noCheck', '--incremental', 'false', '--outDir', fresh], { cwd: root, encoding: 'utf8' });
+  const { status, stdout, stderr } = spawnSync(
+    process.execPath,
+    [tsc, '--noCheck', '--incremental', 'false', '--outDir', fresh],
+    { cwd: root, encoding: 'utf8' },
+  );
   if (status !== 0) {
     process.stderr.write(`${stdout}${stderr}`);
     process.exit(1);
   }
   // Data that code imports or reads beside itself.
-  for (const file of SOURCES.flatMap((folder) => filesBelow(join(root, folder))).filter((name) => name.endsWith('.json'))) {
+  for (const file of SOURCES.flatMap((folder) => filesBelow(join(root, folder))).filter((name) =>
+    name.endsWith('.json'),
+  )) {
     const target = join(fresh, relative(root, file));
     mkdirSync(dirname(target), { recursive: true });
     cpSync(file, target);
@@ -60,7 +98,14 @@ async function bundle(before) {
     return workflows;
   }
   const { bundleWorkflowCode } = createRequire(join(root, 'package.json'))('@temporalio/worker');
-  const quiet = { trace() {}, debug() {}, info() {}, warn: (text) => process.stderr.write(`${text}\n`), error: (text) => process.stderr.write(`${text}\n`), log() {} };
+  const quiet = {
+    trace() {},
+    debug() {},
+    info() {},
+    warn: (text) => process.stderr.write(`${text}\n`),
+    error: (text) => process.stderr.write(`${text}\n`),
+    log() {},
+  };
   const { code } = await bundleWorkflowCode({ workflowsPath: join(fresh, 'workflows', 'index.js'), logger: quiet });
   writeFileSync(join(fresh, 'workflow-bundle.js'), code);
   return workflows;
