@@ -1,6 +1,7 @@
 /** What is generated from the schemas: JSON Schema for editors and other programs, and docs/spec.md. */
-import { Experiment } from '../schemas/experiment.ts';
+
 import { Manifest } from '../schemas/artifact.ts';
+import { Experiment } from '../schemas/experiment.ts';
 import { Plan } from '../schemas/plan.ts';
 import { Profile } from '../schemas/profile.ts';
 import { Task } from '../schemas/task.ts';
@@ -15,13 +16,16 @@ export const SCHEMA_NAMES = ['experiment', ...Object.keys(DOCUMENTS)];
 
 /** JSON Schema of a document. That of experiments also knows what exists only before composition. */
 export function jsonSchema(name: string): JsonSchema {
-  const schema = name === 'experiment' ? forEditors(plain(Experiment)) : plain(DOCUMENTS[name as keyof typeof DOCUMENTS]);
+  const schema =
+    name === 'experiment' ? forEditors(plain(Experiment)) : plain(DOCUMENTS[name as keyof typeof DOCUMENTS]);
   return { $schema: 'https://json-schema.org/draft/2020-12/schema', title: name, ...schema };
 }
 
 /** Path in the checkout → content. */
 export function referenceFiles(): Map<string, string> {
-  const files = SCHEMA_NAMES.map((name) => [`schemas/json/${name}.schema.json`, `${JSON.stringify(jsonSchema(name), null, 2)}\n`] as const);
+  const files = SCHEMA_NAMES.map(
+    (name) => [`schemas/json/${name}.schema.json`, `${JSON.stringify(jsonSchema(name), null, 2)}\n`] as const,
+  );
   return new Map([...files, ['docs/spec.md', specReference()]]);
 }
 
@@ -49,14 +53,21 @@ function forEditors(schema: JsonSchema): JsonSchema {
   const isScalar = ['integer', 'number', 'boolean'].includes(String(copy['type']));
   if (!isScalar) return copy;
   const { description, default: fallback, ...rest } = copy;
-  return { ...(description !== undefined && { description }), ...(fallback !== undefined && { default: fallback }), anyOf: [rest, REFERENCE] };
+  return {
+    ...(description !== undefined && { description }),
+    ...(fallback !== undefined && { default: fallback }),
+    anyOf: [rest, REFERENCE],
+  };
 }
 
 function forEditorsWithin(keyword: string, value: unknown): unknown {
   if (keyword === 'properties') {
-    return Object.fromEntries(Object.entries(value as JsonSchema).map(([name, part]) => [name, forEditors(part as JsonSchema)]));
+    return Object.fromEntries(
+      Object.entries(value as JsonSchema).map(([name, part]) => [name, forEditors(part as JsonSchema)]),
+    );
   }
   if (keyword === 'oneOf' || keyword === 'anyOf') return (value as JsonSchema[]).map(forEditors);
-  const isSchema = ['items', 'additionalProperties', 'propertyNames', 'not'].includes(keyword) && typeof value === 'object';
+  const isSchema =
+    ['items', 'additionalProperties', 'propertyNames', 'not'].includes(keyword) && typeof value === 'object';
   return isSchema && keyword !== 'not' ? forEditors(value as JsonSchema) : value;
 }

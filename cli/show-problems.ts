@@ -1,5 +1,5 @@
 /** Problems of a spec as a person reads them: one line each, and on a terminal the line itself with a caret. */
-import { type Problem, problemLine } from '../plan/problem.ts';
+import { type Problem, printable, problemLine } from '../plan/problem.ts';
 import type { CommandIo } from './command.ts';
 import { detectTerminal, paint, truncate } from './terminal.ts';
 
@@ -19,8 +19,7 @@ function excerpt({ file, line, column, code }: Problem, texts: ReadonlyMap<strin
   if (text === undefined || text.trim() === '' || code.startsWith('SECRET')) return [];
   const terminal = detectTerminal(io);
   const start = Math.max(0, column - 1 - MAX_EXCERPT / 2);
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-  const shown = text.slice(start, start + MAX_EXCERPT).replace(/[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, ' ');
+  const shown = printable(text.slice(start, start + MAX_EXCERPT), ' ');
   const gutter = `  ${line} | `;
   const caret = `${' '.repeat(gutter.length + column - 1 - start)}^`;
   return [truncate(`${gutter}${shown}`, terminal.columns), paint(terminal, 'red', caret)];
@@ -28,5 +27,12 @@ function excerpt({ file, line, column, code }: Problem, texts: ReadonlyMap<strin
 
 /** `validate --json` and `plan --json` say the same of a problem. */
 export function problemsToJson(problems: readonly Problem[]): Problem[] {
-  return problems.map(({ file, line, column, code, message, hint }) => ({ file, line, column, code, message, ...(hint !== undefined && { hint }) }));
+  return problems.map(({ file, line, column, code, message, hint }) => ({
+    file,
+    line,
+    column,
+    code,
+    message,
+    ...(hint !== undefined && { hint }),
+  }));
 }

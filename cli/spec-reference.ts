@@ -27,10 +27,16 @@ interface Row {
 
 export function specReference(): string {
   const root = viewOf(Experiment);
-  const fields = Object.entries(root.properties ?? {}).map(([name, schema]): Row => ({ path: name, schema, isRequired: root.required?.includes(name) ?? false }));
+  const fields = Object.entries(root.properties ?? {}).map(
+    ([name, schema]): Row => ({ path: name, schema, isRequired: root.required?.includes(name) ?? false }),
+  );
   const sections = fields.filter(({ schema }) => !isLeaf(schema));
   const tables = [
-    section('The experiment itself', '', fields.filter(({ schema }) => isLeaf(schema))),
+    section(
+      'The experiment itself',
+      '',
+      fields.filter(({ schema }) => isLeaf(schema)),
+    ),
     ...sections.map(({ path, schema }) => section(path, schema.description ?? '', [...below(path, schema)])),
   ];
   return `${HEAD}${tables.join('')}`;
@@ -38,7 +44,9 @@ export function specReference(): string {
 
 function section(title: string, description: string, rows: readonly Row[]): string {
   const head = ['| field | type | default | key | what it says |', '|---|---|---|---|---|'];
-  return ['', `## ${title}`, ...(description === '' ? [] : ['', description]), '', ...head, ...rows.map(line), ''].join('\n');
+  return ['', `## ${title}`, ...(description === '' ? [] : ['', description]), '', ...head, ...rows.map(line), ''].join(
+    '\n',
+  );
 }
 
 function* rowsOf(path: string, schema: SchemaView, isRequired: boolean): Generator<Row> {
@@ -57,7 +65,12 @@ function* below(path: string, schema: SchemaView): Generator<Row> {
 }
 
 function line({ path, schema, isRequired }: Row): string {
-  const fallback = schema.default === undefined ? (isRequired && isLeaf(schema) ? '*required*' : '–') : code(JSON.stringify(schema.default));
+  const fallback =
+    schema.default === undefined
+      ? isRequired && isLeaf(schema)
+        ? '*required*'
+        : '–'
+      : code(JSON.stringify(schema.default));
   const key = isLeaf(schema) ? (schema.key === false || schema.composed ? 'no' : 'yes') : '';
   const cells = [code(path), typeText(schema), fallback, key, schema.description ?? ''];
   return `| ${cells.map((cell) => cell.replaceAll('|', '\\|').replaceAll('\n', ' ')).join(' | ')} |`;
@@ -65,7 +78,8 @@ function line({ path, schema, isRequired }: Row): string {
 
 const code = (text: string): string => `\`${text}\``;
 
-const isLeaf = (schema: SchemaView): boolean => schema.properties === undefined && !schema.additionalProperties && schema.oneOf === undefined;
+const isLeaf = (schema: SchemaView): boolean =>
+  schema.properties === undefined && !schema.additionalProperties && schema.oneOf === undefined;
 
 function typeText(schema: SchemaView): string {
   if (schema.enum) return schema.enum.map((word) => code(String(word))).join(', ');
@@ -73,7 +87,12 @@ function typeText(schema: SchemaView): string {
   if (schema.anyOf) return schema.anyOf.map(typeText).join(' or ');
   if (schema.type === 'array') return `list of ${schema.items ? typeText(schema.items) : 'values'}`;
   if (schema.type === 'object') return 'map';
-  const type = schema.holds === 'path' ? 'path' : schema.holds === 'checkpoint' ? 'reference' : { string: 'text', integer: 'integer', number: 'number', boolean: 'true, false' }[schema.type ?? ''];
+  const type =
+    schema.holds === 'path'
+      ? 'path'
+      : schema.holds === 'checkpoint'
+        ? 'reference'
+        : { string: 'text', integer: 'integer', number: 'number', boolean: 'true, false' }[schema.type ?? ''];
   const unit = schema.unit && schema.unit !== 'share' ? ` (${schema.unit})` : '';
   return `${type ?? 'any'}${unit}${boundText(schema)}`;
 }

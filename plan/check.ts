@@ -38,9 +38,25 @@ interface Check {
  */
 export function checkSpec(experiment: Experiment, root: Located, limits: KnownLimits, isValid: boolean): CheckFindings {
   const found: CheckFindings = { problems: [], warnings: [] };
-  const into = (list: Problem[]): Report => (code, path, message, hint) => void list.push(problem(code, placeAt(root, path), message, hint));
+  const into =
+    (list: Problem[]): Report =>
+    (code, path, message, hint) =>
+      void list.push(problem(code, placeAt(root, path), message, hint));
   const check: Check = { experiment, limits, report: into(found.problems), warn: into(found.warnings) };
-  for (const run of [checkParents, checkCycles, checkSplits, checkAfter, checkTools, checkShares, checkNames, checkGroups, checkContext, checkIndex, checkDemonstrations, checkJudge]) {
+  for (const run of [
+    checkParents,
+    checkCycles,
+    checkSplits,
+    checkAfter,
+    checkTools,
+    checkShares,
+    checkNames,
+    checkGroups,
+    checkContext,
+    checkIndex,
+    checkDemonstrations,
+    checkJudge,
+  ]) {
     try {
       run(check);
     } catch (error) {
@@ -60,7 +76,12 @@ function checkParents({ experiment, report }: Check): void {
     const path = ['curriculum', name, 'from'];
     const other = experiment.curriculum[parent];
     if (other === undefined) {
-      report('REF', path, `there is no stage ${quoted(parent)}`, didYouMean(parent, Object.keys(experiment.curriculum)));
+      report(
+        'REF',
+        path,
+        `there is no stage ${quoted(parent)}`,
+        didYouMean(parent, Object.keys(experiment.curriculum)),
+      );
     } else if (other.kind === 'profile') {
       report('REF', path, `the stage ${quoted(parent)} measures and makes no weights`);
     }
@@ -88,19 +109,29 @@ function checkCycles({ experiment, report }: Check): void {
 function checkSplits({ experiment, report, warn }: Check): void {
   const splits = Object.keys(experiment.tasks.splits);
   const known = (split: string, path: Path, fallback: Path): void => {
-    if (!splits.includes(split)) report('REF', path.length > 0 ? path : fallback, `there is no split ${quoted(split)}`, didYouMean(split, splits) ?? `there are ${splits.join(', ')}`);
+    if (!splits.includes(split))
+      report(
+        'REF',
+        path.length > 0 ? path : fallback,
+        `there is no split ${quoted(split)}`,
+        didYouMean(split, splits) ?? `there are ${splits.join(', ')}`,
+      );
   };
   const trained = new Set<string>();
   for (const [name, stage] of stagesOf(experiment)) {
     const isImport = stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations';
     if (isImport) continue;
-    known(splitOf(stage), stage.tasks?.split === undefined ? [] : ['curriculum', name, 'tasks', 'split'], ['curriculum', name]);
+    known(splitOf(stage), stage.tasks?.split === undefined ? [] : ['curriculum', name, 'tasks', 'split'], [
+      'curriculum',
+      name,
+    ]);
     if (trains(stage)) trained.add(splitOf(stage));
   }
   for (const [name, { dataset }] of benchmarksOf(experiment)) {
     const path = ['benchmarks', name, 'dataset', 'split'];
     known(dataset.split, path, path);
-    if (trained.has(dataset.split)) warn('TRAINED_ON', path, `${quoted(name)} measures the split ${quoted(dataset.split)}, which is trained on`);
+    if (trained.has(dataset.split))
+      warn('TRAINED_ON', path, `${quoted(name)} measures the split ${quoted(dataset.split)}, which is trained on`);
   }
 }
 
@@ -108,10 +139,24 @@ function checkAfter({ experiment, report }: Check): void {
   for (const [name, benchmark] of benchmarksOf(experiment)) {
     for (const after of measuredAfter(experiment, benchmark)) {
       if (after === 'base' || trains(experiment.curriculum[after])) continue;
-      const choices = ['base', 'last', ...stagesOf(experiment).filter(([, stage]) => trains(stage)).map(([stage]) => stage)];
-      const why = experiment.curriculum[after] === undefined ? `there is no stage ${quoted(after)}` : `the stage ${quoted(after)} makes no weights`;
+      const choices = [
+        'base',
+        'last',
+        ...stagesOf(experiment)
+          .filter(([, stage]) => trains(stage))
+          .map(([stage]) => stage),
+      ];
+      const why =
+        experiment.curriculum[after] === undefined
+          ? `there is no stage ${quoted(after)}`
+          : `the stage ${quoted(after)} makes no weights`;
       const index = Array.isArray(benchmark.after) ? [benchmark.after.indexOf(after)] : [];
-      report('REF', ['benchmarks', name, 'after', ...index], why, didYouMean(after, choices) ?? `there are ${choices.join(', ')}`);
+      report(
+        'REF',
+        ['benchmarks', name, 'after', ...index],
+        why,
+        didYouMean(after, choices) ?? `there are ${choices.join(', ')}`,
+      );
     }
   }
 }
@@ -119,11 +164,20 @@ function checkAfter({ experiment, report }: Check): void {
 function checkTools({ experiment, report }: Check): void {
   const places: [Path, readonly string[] | undefined][] = [
     [['agent', 'tools'], experiment.agent.tools],
-    ...stagesOf(experiment).map(([name, stage]): [Path, readonly string[] | undefined] => [['curriculum', name, 'agent', 'tools'], stage.agent?.tools]),
+    ...stagesOf(experiment).map(([name, stage]): [Path, readonly string[] | undefined] => [
+      ['curriculum', name, 'agent', 'tools'],
+      stage.agent?.tools,
+    ]),
   ];
   for (const [path, tools] of places) {
     for (const [index, tool] of (tools ?? []).entries()) {
-      if (!TOOLS.includes(tool)) report('REF', [...path, index], `there is no tool ${quoted(tool)}`, didYouMean(tool, TOOLS) ?? `there are ${TOOLS.join(', ')}`);
+      if (!TOOLS.includes(tool))
+        report(
+          'REF',
+          [...path, index],
+          `there is no tool ${quoted(tool)}`,
+          didYouMean(tool, TOOLS) ?? `there are ${TOOLS.join(', ')}`,
+        );
     }
   }
 }
@@ -136,16 +190,26 @@ function checkShares({ experiment: { tasks }, report, warn }: Check): void {
   for (const [field, shares] of sums) {
     if (shares === undefined) continue;
     const sum = Object.values(shares).reduce((total, share) => total + share, 0);
-    if (Math.abs(sum - 1) > SUM_TOLERANCE) report('RANGE', ['tasks', field], `the shares of \`tasks.${field}\` sum to ${Number(sum.toFixed(6))}, not 1`);
+    if (Math.abs(sum - 1) > SUM_TOLERANCE)
+      report('RANGE', ['tasks', field], `the shares of \`tasks.${field}\` sum to ${Number(sum.toFixed(6))}, not 1`);
   }
   if (tasks.mix && !Object.values(tasks.sources).some(({ kind }) => kind === 'generated')) {
-    warn('NO_EFFECT', ['tasks', 'mix'], '`tasks.mix` is about generated questions, and there is no source of kind generated');
+    warn(
+      'NO_EFFECT',
+      ['tasks', 'mix'],
+      '`tasks.mix` is about generated questions, and there is no source of kind generated',
+    );
   }
 }
 
 function checkNames({ experiment, report }: Check): void {
   for (const [name] of benchmarksOf(experiment)) {
-    if (name in experiment.curriculum) report('NAME', ['benchmarks', name], `${quoted(name)} is the name of a stage too; the plan could not tell them apart`);
+    if (name in experiment.curriculum)
+      report(
+        'NAME',
+        ['benchmarks', name],
+        `${quoted(name)} is the name of a stage too; the plan could not tell them apart`,
+      );
   }
 }
 
@@ -155,13 +219,27 @@ function checkGroups({ experiment, report }: Check): void {
     if (stage.kind === 'rl') {
       const { rollout, optimizer } = stage;
       if (optimizer.minibatch !== undefined && rollout.prompts_per_step % optimizer.minibatch !== 0) {
-        report('RANGE', at('optimizer', 'minibatch'), `${rollout.prompts_per_step} prompts (${rollout.prompts_per_step * rollout.group_size} trajectories) do not divide into minibatches of ${optimizer.minibatch} prompts`);
+        report(
+          'RANGE',
+          at('optimizer', 'minibatch'),
+          `${rollout.prompts_per_step} prompts (${rollout.prompts_per_step * rollout.group_size} trajectories) do not divide into minibatches of ${optimizer.minibatch} prompts`,
+        );
       }
     }
     if (stage.kind !== 'sft' && stage.difficulty) {
       const { rollouts, keep } = stage.difficulty;
-      if (keep.min_passes > keep.max_passes) report('RANGE', at('difficulty', 'keep', 'min_passes'), `keeps nothing: ${keep.min_passes} is more than max_passes ${keep.max_passes}`);
-      if (keep.max_passes > rollouts) report('RANGE', at('difficulty', 'keep', 'max_passes'), `${keep.max_passes} passes of ${rollouts} rollouts cannot be`);
+      if (keep.min_passes > keep.max_passes)
+        report(
+          'RANGE',
+          at('difficulty', 'keep', 'min_passes'),
+          `keeps nothing: ${keep.min_passes} is more than max_passes ${keep.max_passes}`,
+        );
+      if (keep.max_passes > rollouts)
+        report(
+          'RANGE',
+          at('difficulty', 'keep', 'max_passes'),
+          `${keep.max_passes} passes of ${rollouts} rollouts cannot be`,
+        );
     }
     if (stage.kind === 'sft') checkBands(stage, at, report);
   }
@@ -175,7 +253,8 @@ function checkBands(stage: Extract<Stage, { kind: 'sft' }>, at: (...rest: Path) 
     const path = at('trajectories', 'resample', 'bands', index);
     if (last && up_to !== undefined) report('RANGE', [...path, 'up_to'], 'the last band has no end: leave `up_to` out');
     if (!last && up_to === undefined) report('REQUIRED', path, 'only the last band may be without `up_to`');
-    if (!last && up_to !== undefined && up_to <= below) report('RANGE', [...path, 'up_to'], `bands rise; ${up_to} comes after ${below}`);
+    if (!last && up_to !== undefined && up_to <= below)
+      report('RANGE', [...path, 'up_to'], `bands rise; ${up_to} comes after ${below}`);
   }
 }
 
@@ -185,10 +264,18 @@ function checkContext({ experiment, limits, report, warn }: Check): void {
     const field = path.join('.');
     const needed = PROMPT_TOKENS + FORCED_ANSWER_TOKENS + 2 * agent.max_turn_tokens;
     if (context < needed) {
-      report('CONTEXT', path, `${field}: ${context} tokens do not hold a prompt (about ${PROMPT_TOKENS}), one turn and the forced answer (${agent.max_turn_tokens} each): at least ${needed}`);
+      report(
+        'CONTEXT',
+        path,
+        `${field}: ${context} tokens do not hold a prompt (about ${PROMPT_TOKENS}), one turn and the forced answer (${agent.max_turn_tokens} each): at least ${needed}`,
+      );
     }
     if (isOwn && limits.policyContext !== null && context > limits.policyContext) {
-      report('CONTEXT', path, `${field}: ${context} tokens are more than ${quoted(experiment.policy.base)} takes (${limits.policyContext})`);
+      report(
+        'CONTEXT',
+        path,
+        `${field}: ${context} tokens are more than ${quoted(experiment.policy.base)} takes (${limits.policyContext})`,
+      );
     }
   };
   for (const [name, stage] of stagesOf(experiment)) {
@@ -197,21 +284,45 @@ function checkContext({ experiment, limits, report, warn }: Check): void {
     const parent = parentOf(stage);
     const before = parent === null ? undefined : experiment.curriculum[parent];
     if (before && before.kind === 'rl' && before.context_length > stage.context_length) {
-      warn('CONTEXT', path, `the context shrinks from ${before.context_length} in ${quoted(parent)} to ${stage.context_length}`);
+      warn(
+        'CONTEXT',
+        path,
+        `the context shrinks from ${before.context_length} in ${quoted(parent)} to ${stage.context_length}`,
+      );
     }
   }
   for (const [name, benchmark] of benchmarksOf(experiment)) {
     const context = benchmarkContext(experiment, benchmark);
-    if (context === null) report('REQUIRED', ['benchmarks', name], `\`benchmarks.${name}.context_length\` is missing, and there is no stage to take it from`);
-    else check(context, benchmarkAgent(experiment, benchmark), ['benchmarks', name, ...(benchmark.context_length === undefined ? [] : ['context_length'])], benchmark.context_length !== undefined);
+    if (context === null)
+      report(
+        'REQUIRED',
+        ['benchmarks', name],
+        `\`benchmarks.${name}.context_length\` is missing, and there is no stage to take it from`,
+      );
+    else
+      check(
+        context,
+        benchmarkAgent(experiment, benchmark),
+        ['benchmarks', name, ...(benchmark.context_length === undefined ? [] : ['context_length'])],
+        benchmark.context_length !== undefined,
+      );
   }
 }
 
 function checkIndex({ experiment: { index }, limits, report }: Check): void {
   const { tokens, overlap } = index.chunk;
-  if (overlap >= tokens) report('RANGE', ['index', 'chunk', 'overlap'], `an overlap of ${overlap} leaves nothing new in a chunk of ${tokens} tokens`);
+  if (overlap >= tokens)
+    report(
+      'RANGE',
+      ['index', 'chunk', 'overlap'],
+      `an overlap of ${overlap} leaves nothing new in a chunk of ${tokens} tokens`,
+    );
   if (limits.embedderTokens !== null && tokens > limits.embedderTokens) {
-    report('RANGE', ['index', 'chunk', 'tokens'], `${quoted(index.embedder.model)} reads at most ${limits.embedderTokens} tokens`);
+    report(
+      'RANGE',
+      ['index', 'chunk', 'tokens'],
+      `${quoted(index.embedder.model)} reads at most ${limits.embedderTokens} tokens`,
+    );
   }
 }
 
@@ -220,8 +331,14 @@ function checkDemonstrations({ experiment, report }: Check): void {
   for (const [name, stage] of stagesOf(experiment)) {
     if (stage.kind !== 'sft' || stage.trajectories.source !== 'demonstrations') continue;
     const path = ['curriculum', name, 'trajectories'];
-    if (!hasGenerated) report('REF', [...path, 'source'], 'demonstrations are made on generated tasks, and there is no source of kind generated');
-    if (stage.trajectories.count === undefined) report('REQUIRED', path, `\`${path.join('.')}.count\` is missing: how many demonstrations`);
+    if (!hasGenerated)
+      report(
+        'REF',
+        [...path, 'source'],
+        'demonstrations are made on generated tasks, and there is no source of kind generated',
+      );
+    if (stage.trajectories.count === undefined)
+      report('REQUIRED', path, `\`${path.join('.')}.count\` is missing: how many demonstrations`);
   }
 }
 
@@ -229,8 +346,14 @@ function checkJudge({ experiment, report }: Check): void {
   const { judge } = experiment;
   const uses: [Path, string | undefined][] = [
     [['reward', 'outcome'], experiment.reward.outcome],
-    ...stagesOf(experiment).map(([name, stage]): [Path, string | undefined] => [['curriculum', name, 'reward', 'outcome'], stage.reward?.outcome]),
-    ...benchmarksOf(experiment).map(([name, { reward }]): [Path, string | undefined] => [['benchmarks', name, 'reward', 'outcome'], reward?.outcome]),
+    ...stagesOf(experiment).map(([name, stage]): [Path, string | undefined] => [
+      ['curriculum', name, 'reward', 'outcome'],
+      stage.reward?.outcome,
+    ]),
+    ...benchmarksOf(experiment).map(([name, { reward }]): [Path, string | undefined] => [
+      ['benchmarks', name, 'reward', 'outcome'],
+      reward?.outcome,
+    ]),
   ];
   for (const [path, outcome] of uses) {
     if (outcome === 'judge' && judge === undefined) report('REF', path, 'there is no section `judge`');
@@ -247,6 +370,7 @@ function badUrl(text: string): string | null {
   const { protocol, username, password, hostname } = new URL(text);
   if (protocol !== 'http:' && protocol !== 'https:') return 'is neither http nor https';
   if (username !== '' || password !== '') return 'holds credentials; write { env: NAME }';
-  if (/^(169\.254\.|\[fe[89ab]|\[::ffff:a9fe|metadata\.google\.internal$|0\.0\.0\.0$)/i.test(hostname)) return 'is a link-local or metadata address';
+  if (/^(169\.254\.|\[fe[89ab]|\[::ffff:a9fe|metadata\.google\.internal$|0\.0\.0\.0$)/i.test(hostname))
+    return 'is a link-local or metadata address';
   return null;
 }

@@ -77,7 +77,16 @@ class Compiler {
     this.#add({ id: 'report', kind: 'report', inputs: sorted, parameters: { benchmarks: sorted } });
   }
 
-  #add<K extends NodeKind>({ id, kind, inputs, parameters, files = [], seed, unkeyed = {}, needs = [] }: NodeDraft<K>): string {
+  #add<K extends NodeKind>({
+    id,
+    kind,
+    inputs,
+    parameters,
+    files = [],
+    seed,
+    unkeyed = {},
+    needs = [],
+  }: NodeDraft<K>): string {
     const parents = inputs.map((input) => this.#node(input));
     const kind_version = KIND_VERSIONS[kind];
     const ownSeed = STOCHASTIC.includes(kind) ? (seed ?? derivedSeed(this.#spec.seed, id)) : null;
@@ -96,7 +105,17 @@ class Compiler {
       seed: ownSeed,
     });
     const open: Unkeyed = { ...unkeyed, ...(unknown.size > 0 && { unknown: [...unknown] }) };
-    this.nodes.push({ id, kind, kind_version, key, inputs, parameters: sorted, files, seed: ownSeed, unkeyed: { ...open } });
+    this.nodes.push({
+      id,
+      kind,
+      kind_version,
+      key,
+      inputs,
+      parameters: sorted,
+      files,
+      seed: ownSeed,
+      unkeyed: { ...open },
+    });
     return id;
   }
 
@@ -119,7 +138,10 @@ class Compiler {
         sources: sources as unknown as CorpusParameters['sources'],
         limit: { pages: corpus.limit?.pages ?? null, chunks: corpus.limit?.chunks ?? null },
         near_duplicates: corpus.near_duplicates ?? null,
-        chunk: corpus.limit?.chunks === undefined ? null : { ...index.chunk, tokenizer: { model: embedder.model, sha256: embedder.sha256 } },
+        chunk:
+          corpus.limit?.chunks === undefined
+            ? null
+            : { ...index.chunk, tokenizer: { model: embedder.model, sha256: embedder.sha256 } },
       },
       ...this.#filesOf('corpus.sources', names),
       needs: corpus.limit?.chunks === undefined ? [] : [{ name: embedder.model, sha256: embedder.sha256 }],
@@ -204,7 +226,10 @@ class Compiler {
         source: isImport ? 'import' : 'demonstrations',
         count: trajectories.count ?? null,
         resample: trajectories.resample
-          ? { by: 'turns', bands: trajectories.resample.bands.map(({ up_to, weight }) => ({ up_to: up_to ?? null, weight })) }
+          ? {
+              by: 'turns',
+              bands: trajectories.resample.bands.map(({ up_to, weight }) => ({ up_to: up_to ?? null, weight })),
+            }
           : null,
         clean: trajectories.clean ?? null,
         agent: this.#agent(agentOf(this.#spec, stage)),
@@ -233,7 +258,12 @@ class Compiler {
     });
   }
 
-  #profile(id: string, stage: StageOf<'profile' | 'rl'>, sampling: { temperature: number; top_p: number }, start: string[]): string {
+  #profile(
+    id: string,
+    stage: StageOf<'profile' | 'rl'>,
+    sampling: { temperature: number; top_p: number },
+    start: string[],
+  ): string {
     const difficulty = stage.difficulty as NonNullable<typeof stage.difficulty>;
     return this.#add({
       id,
@@ -268,7 +298,9 @@ class Compiler {
           clip: { low: algorithm.clip.low, high: algorithm.clip.high, dual: algorithm.clip.dual ?? null },
           kl: algorithm.kl === undefined || algorithm.kl === 0 ? null : algorithm.kl,
           loss: algorithm.loss,
-          importance: algorithm.importance ? { ...algorithm.importance, veto: algorithm.importance.veto ?? null } : null,
+          importance: algorithm.importance
+            ? { ...algorithm.importance, veto: algorithm.importance.veto ?? null }
+            : null,
           normalize_std: algorithm.normalize_std,
         },
         rollout,
@@ -297,7 +329,11 @@ class Compiler {
       parameters: {
         benchmark: name,
         after,
-        dataset: { split: dataset.split, limit: dataset.limit ?? null, seed: dataset.seed ?? derivedSeed(this.#spec.seed, `benchmarks.${name}`) },
+        dataset: {
+          split: dataset.split,
+          limit: dataset.limit ?? null,
+          seed: dataset.seed ?? derivedSeed(this.#spec.seed, `benchmarks.${name}`),
+        },
         samples: benchmark.samples,
         metrics: [...benchmark.metrics].sort(),
         agent: this.#agent(benchmarkAgent(this.#spec, benchmark)),
@@ -322,7 +358,11 @@ class Compiler {
   #adapter(): AdapterParameters | null {
     const { adapter } = this.#spec.policy;
     if (adapter === undefined) return null;
-    return { lora_rank: adapter.lora_rank, lora_alpha: adapter.lora_alpha ?? 2 * adapter.lora_rank, lora_dropout: adapter.lora_dropout };
+    return {
+      lora_rank: adapter.lora_rank,
+      lora_alpha: adapter.lora_alpha ?? 2 * adapter.lora_rank,
+      lora_dropout: adapter.lora_dropout,
+    };
   }
 
   #agent(agent: Experiment['agent']): AgentParameters {

@@ -24,9 +24,12 @@ export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estima
       const { parameters } = node as unknown as NodeOf<'rl'>;
       const { rollout, until } = parameters;
       const tasks = tasksIn(parameters.tasks.split, nodes);
-      const byEpochs = until.epochs === null || tasks === null ? null : Math.ceil((until.epochs * tasks) / rollout.prompts_per_step);
+      const byEpochs =
+        until.epochs === null || tasks === null ? null : Math.ceil((until.epochs * tasks) / rollout.prompts_per_step);
       const bounds = [until.steps, byEpochs].filter((bound) => bound !== null);
-      return bounds.length === 0 ? null : sampled(Math.min(...bounds) * rollout.prompts_per_step * rollout.group_size, parameters);
+      return bounds.length === 0
+        ? null
+        : sampled(Math.min(...bounds) * rollout.prompts_per_step * rollout.group_size, parameters);
     }
     case 'benchmark': {
       const { parameters } = node as unknown as NodeOf<'benchmark'>;
@@ -37,7 +40,9 @@ export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estima
     }
     case 'sft': {
       const { parameters, inputs } = node as unknown as NodeOf<'sft'>;
-      const trajectories = nodes.find(({ id, kind }) => kind === 'trajectories' && inputs.includes(id)) as NodeOf<'trajectories'> | undefined;
+      const trajectories = nodes.find(({ id, kind }) => kind === 'trajectories' && inputs.includes(id)) as
+        | NodeOf<'trajectories'>
+        | undefined;
       const { count, resample } = trajectories?.parameters ?? { count: null, resample: null };
       if (count === null) return null;
       const copies = resample === null ? 1 : Math.max(...resample.bands.map(({ weight }) => weight));
@@ -48,7 +53,10 @@ export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estima
   }
 }
 
-function sampled(rollouts: number, { context_length, agent }: { context_length: number; agent: { max_turns: number } }): Estimate {
+function sampled(
+  rollouts: number,
+  { context_length, agent }: { context_length: number; agent: { max_turns: number } },
+): Estimate {
   return { rollouts, tokens_at_most: rollouts * context_length, tool_calls_at_most: rollouts * agent.max_turns };
 }
 
@@ -58,6 +66,11 @@ function tasksIn(split: string, nodes: readonly PlanNode[]): number | null {
   if (tasks === undefined) return null;
   const { sources, splits, limit } = tasks.parameters;
   const counts = Object.values(sources).map((source) => (source.kind === 'generated' ? source.count : source.limit));
-  const total = counts.includes(null) ? limit : Math.min(limit ?? Number.POSITIVE_INFINITY, counts.reduce<number>((sum, count) => sum + (count ?? 0), 0));
+  const total = counts.includes(null)
+    ? limit
+    : Math.min(
+        limit ?? Number.POSITIVE_INFINITY,
+        counts.reduce<number>((sum, count) => sum + (count ?? 0), 0),
+      );
   return total === null ? null : Math.round(total * (splits[split] ?? 0));
 }

@@ -66,7 +66,8 @@ export class FileDigests {
     const seen = { size: String(info.size), mtime: String(info.mtimeNs), inode: String(info.ino) };
     const known = await this.#load();
     const cached = known[path];
-    if (cached && cached.size === seen.size && cached.mtime === seen.mtime && cached.inode === seen.inode) return cached.sha256;
+    if (cached && cached.size === seen.size && cached.mtime === seen.mtime && cached.inode === seen.inode)
+      return cached.sha256;
     const sha256 = await hashFile(path);
     if (Date.now() - Number(info.mtimeMs) > SETTLED_MS) {
       known[path] = { ...seen, sha256 };
@@ -129,7 +130,14 @@ export async function pythonLockDigest(file: string): Promise<string | null> {
     .map((line) => {
       const [pin = '', ...options] = line.split(/\s+(?=--hash)|\s*;\s*/);
       const [name = '', version = ''] = pin.split(/==|\s+@\s+/);
-      return [name.trim().toLowerCase().replaceAll(/[-_.]+/g, '-'), version.trim(), ...options.filter((option) => option.startsWith('--hash')).sort()];
+      return [
+        name
+          .trim()
+          .toLowerCase()
+          .replaceAll(/[-_.]+/g, '-'),
+        version.trim(),
+        ...options.filter((option) => option.startsWith('--hash')).sort(),
+      ];
     });
   return contentKey(pins.sort(([a = ''], [b = '']) => (a < b ? -1 : 1)));
 }

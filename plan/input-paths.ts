@@ -22,7 +22,12 @@ export function escapes(path: string): string | null {
 }
 
 /** Resolve a path written in `file`. Globs are resolved as far as their fixed part. */
-export function resolveInputPath(path: string, file: string, env: NodeJS.ProcessEnv, dataRoots: readonly string[]): PathOutcome {
+export function resolveInputPath(
+  path: string,
+  file: string,
+  env: NodeJS.ProcessEnv,
+  dataRoots: readonly string[],
+): PathOutcome {
   const reason = escapes(path);
   if (reason !== null) return { status: 'outside', reason };
   const variable = path.match(ENV_ROOT)?.[1];
@@ -36,7 +41,8 @@ export function resolveInputPath(path: string, file: string, env: NodeJS.Process
 
 function belowDataRoot(path: string, dataRoots: readonly string[]): PathOutcome {
   const root = dataRoots.find((candidate) => isBelow(path, resolve(candidate)));
-  if (root === undefined) return { status: 'outside', reason: 'is absolute; write it relative to the spec, or below ${env:NAME}' };
+  if (root === undefined)
+    return { status: 'outside', reason: 'is absolute; write it relative to the spec, or below ${env:NAME}' };
   return checkLinks(path, resolve(root));
 }
 

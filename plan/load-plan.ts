@@ -10,7 +10,7 @@ import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
 import type { Located } from './located.ts';
 import { parseOverrides } from './overrides.ts';
-import { placeText, type Problem, sortProblems } from './problem.ts';
+import { type Problem, placeText, sortProblems } from './problem.ts';
 import { type Layer, resolveSpec } from './resolve.ts';
 import { readSpecInputs } from './spec-inputs.ts';
 import { resolveNames } from './spec-names.ts';
@@ -66,7 +66,10 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   const resolved = resolveSpec(layers);
   const { experiment, root, isValid } = resolved;
   const names = isValid ? resolveNames(experiment, options) : null;
-  const limits = { policyContext: names?.policy.context_length ?? null, embedderTokens: names?.embedder.max_tokens ?? null };
+  const limits = {
+    policyContext: names?.policy.context_length ?? null,
+    embedderTokens: names?.embedder.max_tokens ?? null,
+  };
   const checked = checkSpec(experiment, root, limits, isValid);
   const found = [problems, resolved.problems, resolved.invalid, checked.problems].reduce(withoutEchoes);
   if (names === null) return failed(found, root);
@@ -94,7 +97,12 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   };
 }
 
-function planOf(experiment: Experiment, nodes: Plan['arms'][number]['nodes'], specPath: string, { profile, label }: LoadPlanOptions): Plan {
+function planOf(
+  experiment: Experiment,
+  nodes: Plan['arms'][number]['nodes'],
+  specPath: string,
+  { profile, label }: LoadPlanOptions,
+): Plan {
   return {
     api_version: 'exp/v1',
     run_key: contentKey({ spec: experiment, profile: profile.name, label: label ?? null }),
@@ -138,5 +146,18 @@ function readLayers(specPath: string, { overrides = [], overlays = [] }: LoadPla
   return { layers, problems, texts, isWhole };
 }
 
-const FATAL = new Set(['FILE', 'SIZE', 'EMPTY', 'MULTI_DOC', 'SYNTAX', 'YAML_ALIAS', 'DEPTH', 'ENCODING', 'CYCLE', 'PATH_OUTSIDE', 'NOT_REGULAR', 'TAG']);
+const FATAL = new Set([
+  'FILE',
+  'SIZE',
+  'EMPTY',
+  'MULTI_DOC',
+  'SYNTAX',
+  'YAML_ALIAS',
+  'DEPTH',
+  'ENCODING',
+  'CYCLE',
+  'PATH_OUTSIDE',
+  'NOT_REGULAR',
+  'TAG',
+]);
 const isFatal = ({ code }: Problem): boolean => FATAL.has(code);

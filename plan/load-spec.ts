@@ -1,8 +1,8 @@
 /** Reads a spec file and the files it extends, lowest first. A file is refused unread when it is too large. */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { dirname, join, normalize, resolve } from 'node:path';
-import { child, type Located, type LocatedMap } from './located.ts';
 import { escapes } from './input-paths.ts';
+import { child, type Located, type LocatedMap } from './located.ts';
 import { type Place, type Problem, problem, quoted } from './problem.ts';
 import { decodeUtf8, MAX_BYTES, readDocument } from './strict-yaml.ts';
 
@@ -17,7 +17,10 @@ export interface LoadedFiles {
 }
 
 /** One file alone. Used for overlays and profiles too. */
-export function readSpecFile(file: string, askedAt?: Place): { root: LocatedMap | null; problems: Problem[]; text: string } {
+export function readSpecFile(
+  file: string,
+  askedAt?: Place,
+): { root: LocatedMap | null; problems: Problem[]; text: string } {
   const failed = (found: Problem): ReturnType<typeof readSpecFile> => ({ root: null, problems: [found], text: '' });
   const start: Place = { file, line: 1, column: 1 };
   const bytes = readBounded(file, askedAt ?? start);
@@ -85,7 +88,12 @@ function readBounded(file: string, at: Place): { bytes: Buffer } | Problem {
     descriptor = openSync(file, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    const why = code === 'ENOENT' ? 'there is no such file' : code === 'EACCES' ? 'the file may not be read' : `the file cannot be opened (${code})`;
+    const why =
+      code === 'ENOENT'
+        ? 'there is no such file'
+        : code === 'EACCES'
+          ? 'the file may not be read'
+          : `the file cannot be opened (${code})`;
     return problem('FILE', at, `${quoted(file)}: ${why}`);
   }
   try {

@@ -107,7 +107,9 @@ export function toPlain(node: Located): unknown {
 export function fromPlain(value: unknown, at: Place): Located {
   if (Array.isArray(value)) return { kind: 'list', at, items: value.map((item) => fromPlain(item, at)) };
   if (typeof value === 'object' && value !== null) {
-    const entries = Object.entries(value).map(([name, item]) => [name, { key: at, value: fromPlain(item, at) }] as const);
+    const entries = Object.entries(value).map(
+      ([name, item]) => [name, { key: at, value: fromPlain(item, at) }] as const,
+    );
     return { kind: 'map', at, entries: new Map(entries) };
   }
   return { kind: 'scalar', at, value: value as Scalar, isDefault: true };
@@ -116,6 +118,7 @@ export function fromPlain(value: unknown, at: Place): Located {
 /** Every leaf with its path. */
 export function* leaves(node: Located, path: Path = []): Generator<{ path: Path; leaf: LocatedScalar | Unset }> {
   if (node.kind === 'map') for (const [name, { value }] of node.entries) yield* leaves(value, [...path, name]);
-  else if (node.kind === 'list') for (const [index, item] of node.items.entries()) yield* leaves(item, [...path, index]);
+  else if (node.kind === 'list')
+    for (const [index, item] of node.items.entries()) yield* leaves(item, [...path, index]);
   else yield { path, leaf: node };
 }

@@ -25,7 +25,12 @@ export function parseOverrides(args: readonly string[]): { assignments: Assignme
   for (const [index, text] of args.entries()) {
     const at: Place = { file: COMMAND_LINE, line: index + 1, column: 1 };
     const [head, sign, key, equals] = text.match(FORM) ?? [];
-    if (head === undefined || key === undefined || (sign === '~') !== (equals === undefined) || (sign === '~' && head !== text)) {
+    if (
+      head === undefined ||
+      key === undefined ||
+      (sign === '~') !== (equals === undefined) ||
+      (sign === '~' && head !== text)
+    ) {
       problems.push(problem('USAGE', at, `${quoted(text)} is no override`, 'write key=value, +key=value or ~key'));
       continue;
     }
@@ -42,13 +47,23 @@ export function parseOverrides(args: readonly string[]): { assignments: Assignme
 }
 
 /** Lay assignments over a document, in order. */
-export function applyAssignments(root: Located, assignments: readonly Assignment[]): { root: Located; problems: Problem[] } {
+export function applyAssignments(
+  root: Located,
+  assignments: readonly Assignment[],
+): { root: Located; problems: Problem[] } {
   const problems: Problem[] = [];
   let changed = root;
   for (const { mode, path, value, at } of assignments) {
     const present = nodeAt(changed, path);
     if (mode !== 'add' && (present === undefined || present.kind === 'unset')) {
-      problems.push(problem('UNKNOWN_FIELD', at, `\`${path.join('.')}\` is not set in the spec`, nearPath(changed, path) ?? (mode === 'set' ? `write +${path.join('.')}=… to add it` : undefined)));
+      problems.push(
+        problem(
+          'UNKNOWN_FIELD',
+          at,
+          `\`${path.join('.')}\` is not set in the spec`,
+          nearPath(changed, path) ?? (mode === 'set' ? `write +${path.join('.')}=… to add it` : undefined),
+        ),
+      );
       continue;
     }
     changed = withValue(changed, path, value);

@@ -53,10 +53,13 @@ export function sortProblems(problems: readonly Problem[]): Problem[] {
     .slice(0, MAX_PROBLEMS);
 }
 
-/** Text of a spec as it may stand in a message: short, on one line, without control characters. */
+/** Text of a spec without what a terminal would obey: controls, direction overrides, halves of characters. */
+export const printable = (text: string, instead: string): string =>
+  text.replace(/[\p{Cc}\p{Cs}\u202a-\u202e\u2066-\u2069]/gu, instead);
+
+/** Text of a spec as it may stand in a message: short and on one line. */
 export function quoted(value: unknown): string {
   const text = typeof value === 'string' ? value : (JSON.stringify(value) ?? String(value));
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-  const clean = text.replace(/[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ud800-\udfff]/g, '�');
+  const clean = printable(text, '\ufffd');
   return `\`${clean.length > 60 ? `${clean.slice(0, 60)}…` : clean}\``;
 }

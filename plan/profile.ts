@@ -27,7 +27,9 @@ export function loadProfile(nameOrPath: string, profilesDir: string): Profile {
 let compiled: ReturnType<Ajv['compile']> | undefined;
 
 function profileProblems(root: NonNullable<ReturnType<typeof readSpecFile>['root']>): Problem[] {
-  compiled ??= new Ajv({ allErrors: true, strict: false, validateSchema: false, code: { optimize: false } }).compile(Profile);
+  compiled ??= new Ajv({ allErrors: true, strict: false, validateSchema: false, code: { optimize: false } }).compile(
+    Profile,
+  );
   if (compiled(toPlain(root))) return [];
   return (compiled.errors ?? []).map(({ instancePath, message, params }) => {
     const path = instancePath.split('/').slice(1);
@@ -46,7 +48,11 @@ export interface Missing {
 }
 
 /** An entry of a registry, or what is missing. */
-export function lookUp<R extends RegistryName>(profile: Profile, registry: R, name: string): Profile['registries'][R][string] | Missing {
+export function lookUp<R extends RegistryName>(
+  profile: Profile,
+  registry: R,
+  name: string,
+): Profile['registries'][R][string] | Missing {
   const entries = profile.registries[registry] as Record<string, Profile['registries'][R][string]>;
   const entry = Object.hasOwn(entries, name) ? entries[name] : undefined;
   if (entry !== undefined) return entry;
@@ -60,7 +66,12 @@ export const isMissing = (found: object): found is Missing => 'what' in found;
  * Digest of a model's weights: as the registry states it, or as the model's folder does in digest.json.
  * `UNKNOWN_DIGEST` where neither does; such a plan is not submitted.
  */
-export function digestOfModel(name: string, entry: { sha256?: string; path?: string; made_at_setup?: boolean }, modelsDir: string, profilesDir: string): string {
+export function digestOfModel(
+  name: string,
+  entry: { sha256?: string; path?: string; made_at_setup?: boolean },
+  modelsDir: string,
+  profilesDir: string,
+): string {
   if (entry.sha256 !== undefined) return entry.sha256;
   const folder = entry.path === undefined ? join(modelsDir, name) : resolve(profilesDir, entry.path);
   for (const file of [join(folder, 'digest.json'), join(dirname(folder), `${basename(folder)}.digest.json`)]) {

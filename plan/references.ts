@@ -33,12 +33,16 @@ class Resolver {
     const shape = schema && chooseShape(schema, node);
     if (node.kind === 'map') {
       const entries = [...node.entries].map(
-        ([name, { key, value }]) => [name, { key, value: this.resolve(value, partOf(shape, name), [...path, name]) }] as const,
+        ([name, { key, value }]) =>
+          [name, { key, value: this.resolve(value, partOf(shape, name), [...path, name]) }] as const,
       );
       return { ...node, entries: new Map(entries) };
     }
     if (node.kind === 'list') {
-      return { ...node, items: node.items.map((item, index) => this.resolve(item, partOf(shape, index), [...path, index])) };
+      return {
+        ...node,
+        items: node.items.map((item, index) => this.resolve(item, partOf(shape, index), [...path, index])),
+      };
     }
     if (node.kind === 'unset' || typeof node.value !== 'string' || !node.value.includes('${')) return node;
     return this.#resolveText(node.value, node.at, shape?.holds, path);
@@ -46,7 +50,8 @@ class Resolver {
 
   #resolveText(text: string, at: Place, holds: SchemaView['holds'], path: Path): Located {
     const whole = text.match(/^\$\{vars\.([a-z0-9_]+)\}$/);
-    if (whole && path[0] !== 'vars') return this.#variable(whole[1] as string, at) ?? { kind: 'scalar', at, value: text };
+    if (whole && path[0] !== 'vars')
+      return this.#variable(whole[1] as string, at) ?? { kind: 'scalar', at, value: text };
     const value = text.replace(REFERENCE, (all, escaped: string, inner: string) => {
       if (escaped !== '') return all.slice(1);
       return this.#inText(inner, all, at, holds, path);
@@ -96,11 +101,17 @@ class Resolver {
     if (holds === 'path' && !isSecretName) return;
     const field = path.filter((step) => typeof step === 'string').join('.');
     if (isSecretName && holds === 'path') {
-      this.problems.push(problem('SECRET_FIELD', at, `${quoted(name)} is named like a secret; a path is stored, hashed and shown`));
+      this.problems.push(
+        problem('SECRET_FIELD', at, `${quoted(name)} is named like a secret; a path is stored, hashed and shown`),
+      );
       return;
     }
     this.problems.push(
-      problem('SECRET_FIELD', at, `\`${field}\` takes no \`\${env:…}\`: its value is stored, hashed and shown; only paths may name a variable`),
+      problem(
+        'SECRET_FIELD',
+        at,
+        `\`${field}\` takes no \`\${env:…}\`: its value is stored, hashed and shown; only paths may name a variable`,
+      ),
     );
   }
 }

@@ -6,13 +6,15 @@ import { Experiment } from '../schemas/experiment.ts';
 import { fillDefaults } from './defaults.ts';
 import { child, dropUnset, keyPlaceAt, type Located, type LocatedMap, merge, toPlain, withValue } from './located.ts';
 import { type Assignment, applyAssignments } from './overrides.ts';
-import { didYouMean, placeText, type Problem, problem, quoted } from './problem.ts';
+import { didYouMean, type Problem, placeText, problem, quoted } from './problem.ts';
 import { resolveReferences } from './references.ts';
 import { viewOf } from './schema-walk.ts';
 import { validateSpec } from './validate-spec.ts';
 
 /** One source of values; a later layer wins. */
-export type Layer = { kind: 'document'; root: LocatedMap } | { kind: 'assignments'; assignments: readonly Assignment[] };
+export type Layer =
+  | { kind: 'document'; root: LocatedMap }
+  | { kind: 'assignments'; assignments: readonly Assignment[] };
 
 export interface Resolved {
   /** Typed only when `isValid`; otherwise as far as it could be read. */
@@ -78,20 +80,28 @@ function expandLike(root: Located): { root: Located; problems: Problem[]; broken
     if (way.includes(other)) {
       // Every stage of the circle comes by here; the first of the file tells it for all.
       const isFirst = other === way[0] && way.every((seen) => !broken.includes(seen));
-      if (isFirst) problems.push(problem('CYCLE', like.at, `stages are like each other in a circle: ${[...way, other].join(' → ')}`));
+      if (isFirst)
+        problems.push(
+          problem('CYCLE', like.at, `stages are like each other in a circle: ${[...way, other].join(' → ')}`),
+        );
       broken.push(...way);
       return own;
     }
     if (!stages.entries.has(other)) {
       broken.push(name);
-      problems.push(problem('REF', like.at, `there is no stage ${quoted(other)}`, didYouMean(other, [...stages.entries.keys()])));
+      problems.push(
+        problem('REF', like.at, `there is no stage ${quoted(other)}`, didYouMean(other, [...stages.entries.keys()])),
+      );
       return own;
     }
     return merge(expand(other, way), own);
   };
 
   const names = [...stages.entries.keys()].filter((name) => child(child(stages, name), 'like') !== undefined);
-  const changed = names.reduce<Located>((whole, name) => withValue(whole, ['curriculum', name], expand(name, [])), root);
+  const changed = names.reduce<Located>(
+    (whole, name) => withValue(whole, ['curriculum', name], expand(name, [])),
+    root,
+  );
   return { root: changed, problems, broken };
 }
 
@@ -101,7 +111,8 @@ function inheritBenchmarkDefaults(root: LocatedMap): LocatedMap {
   const benchmarks = child(root, 'benchmarks');
   if (defaults?.kind !== 'map' || benchmarks?.kind !== 'map') return root;
   return [...benchmarks.entries].reduce<Located>(
-    (whole, [name, { value }]) => (value.kind === 'map' ? withValue(whole, ['benchmarks', name], merge(defaults, value)) : whole),
+    (whole, [name, { value }]) =>
+      value.kind === 'map' ? withValue(whole, ['benchmarks', name], merge(defaults, value)) : whole,
     root,
   ) as LocatedMap;
 }

@@ -44,12 +44,17 @@ function decide(
   const artifact = found.get(key);
   if (artifact === undefined) return { id, action: 'run', reason: 'no artifact has this key' };
   const rerun = inputs.find((input) => decided.get(input)?.action === 'run');
-  if (rerun !== undefined) return { id, action: 'run', reason: `${rerun} runs; reused only if that comes out as before` };
+  if (rerun !== undefined)
+    return { id, action: 'run', reason: `${rerun} runs; reused only if that comes out as before` };
   const stale = artifact.inputs.find((input) => found.has(input.key) && found.get(input.key)?.digest !== input.digest);
   if (stale !== undefined) {
     const name = nodes.find((node) => node.key === stale.key)?.id ?? 'an input';
     return { id, action: 'run', reason: `${name} has been made anew since` };
   }
   const made = Object.entries(artifact.made_with).map(([name, value]) => `${name} ${value}`);
-  return { id, action: 'reuse', reason: `made ${artifact.created_at.slice(0, 16).replace('T', ' ')}${made.length > 0 ? ` with ${made.join(', ')}` : ''}` };
+  return {
+    id,
+    action: 'reuse',
+    reason: `made ${artifact.created_at.slice(0, 16).replace('T', ' ')}${made.length > 0 ? ` with ${made.join(', ')}` : ''}`,
+  };
 }

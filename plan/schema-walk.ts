@@ -62,7 +62,11 @@ export function partOf(schema: SchemaView | undefined, name: string | number): S
 }
 
 /** Every node of a document, with its definition where it has one. */
-export function* walk(schema: SchemaView | undefined, node: Located, path: Path = []): Generator<{ schema: SchemaView | undefined; node: Located; path: Path }> {
+export function* walk(
+  schema: SchemaView | undefined,
+  node: Located,
+  path: Path = [],
+): Generator<{ schema: SchemaView | undefined; node: Located; path: Path }> {
   yield { schema, node, path };
   const shape = schema && chooseShape(schema, node);
   if (node.kind === 'map') {

@@ -48,7 +48,8 @@ export async function readSpecInputs(experiment: Experiment, context: InputConte
   };
   for (const [name, source] of Object.entries(experiment.corpus.sources)) {
     const owner = ['corpus', 'sources', name];
-    if (source.kind === 'installed_packages') inputs.byField.set(owner.join('.'), await lockfiles(source.ecosystems, context, inputs));
+    if (source.kind === 'installed_packages')
+      inputs.byField.set(owner.join('.'), await lockfiles(source.ecosystems, context, inputs));
     else await add(owner, 'path', source.path);
   }
   for (const [name, source] of Object.entries(experiment.tasks.sources)) {
@@ -97,7 +98,11 @@ async function readOne(field: Path, path: string, context: InputContext, inputs:
   }
 }
 
-async function lockfiles(ecosystems: readonly string[], { repoRoot, pythonLock }: InputContext, inputs: SpecInputs): Promise<InputFiles> {
+async function lockfiles(
+  ecosystems: readonly string[],
+  { repoRoot, pythonLock }: InputContext,
+  inputs: SpecInputs,
+): Promise<InputFiles> {
   const locks = [
     { ecosystem: 'npm', path: 'package-lock.json', digest: npmLockDigest },
     { ecosystem: 'python', path: pythonLock, digest: pythonLockDigest },
@@ -115,10 +120,20 @@ async function lockfiles(ecosystems: readonly string[], { repoRoot, pythonLock }
 async function checkPrompt(inputs: SpecInputs, { root }: InputContext): Promise<void> {
   const input = inputs.byField.get('judge.prompt');
   if (input === undefined || input.files[0]?.sha256 === UNKNOWN_DIGEST) return;
-  const slots = [...(await readFile(input.absolute, 'utf8')).matchAll(/\{([a-z_]+)\}/g)].map((match) => match[1] as string);
+  const slots = [...(await readFile(input.absolute, 'utf8')).matchAll(/\{([a-z_]+)\}/g)].map(
+    (match) => match[1] as string,
+  );
   const missing = PROMPT_SLOTS.filter((slot) => !slots.includes(slot));
   const strange = slots.filter((slot) => !PROMPT_SLOTS.includes(slot));
   const at = placeAt(root, ['judge', 'prompt']);
-  if (missing.length > 0) inputs.problems.push(problem('TEMPLATE', at, `the prompt has no ${missing.map((slot) => `{${slot}}`).join(', ')}`));
-  if (strange.length > 0) inputs.problems.push(problem('TEMPLATE', at, `the prompt has slots that nothing fills: ${strange.map((slot) => `{${slot}}`).join(', ')}`));
+  if (missing.length > 0)
+    inputs.problems.push(problem('TEMPLATE', at, `the prompt has no ${missing.map((slot) => `{${slot}}`).join(', ')}`));
+  if (strange.length > 0)
+    inputs.problems.push(
+      problem(
+        'TEMPLATE',
+        at,
+        `the prompt has slots that nothing fills: ${strange.map((slot) => `{${slot}}`).join(', ')}`,
+      ),
+    );
 }

@@ -23,10 +23,14 @@ export function resolveNames(experiment: Experiment, sources: NameSources): Reso
   const lacks: string[] = [];
   const digest = (name: string, entry: Parameters<typeof digestOfModel>[1]): string => {
     const sha256 = digestOfModel(name, entry, sources.modelsDir, sources.profilesDir);
-    if (sha256 === UNKNOWN_DIGEST) lacks.push(`${name}: its weights are not here yet${entry.made_at_setup ? '; `exp setup` makes them' : ''}`);
+    if (sha256 === UNKNOWN_DIGEST)
+      lacks.push(`${name}: its weights are not here yet${entry.made_at_setup ? '; `exp setup` makes them' : ''}`);
     return sha256;
   };
-  const find = <R extends 'models' | 'embedders'>(registry: R, name: string): Profile['registries'][R][string] | null => {
+  const find = <R extends 'models' | 'embedders'>(
+    registry: R,
+    name: string,
+  ): Profile['registries'][R][string] | null => {
     const found = lookUp(sources.profile, registry, name);
     if (!isMissing(found)) return found;
     lacks.push(found.hint === undefined ? found.what : `${found.what} (${found.hint})`);
@@ -49,7 +53,9 @@ export function resolveNames(experiment: Experiment, sources: NameSources): Reso
       dimension: embedder?.dimension ?? 0,
       max_tokens: embedder?.max_tokens ?? null,
     },
-    judge: experiment.judge ? { model: experiment.judge.model, sha256: judge ? digest(experiment.judge.model, judge) : UNKNOWN_DIGEST } : null,
+    judge: experiment.judge
+      ? { model: experiment.judge.model, sha256: judge ? digest(experiment.judge.model, judge) : UNKNOWN_DIGEST }
+      : null,
     lacks,
   };
   lacks.push(...missingCapabilities(experiment, sources.profile), ...notExecutedYet(experiment));
@@ -62,14 +68,23 @@ function missingCapabilities(experiment: Experiment, profile: Profile): string[]
   const lacks: string[] = [];
   const lack = (path: string, what: string): void => void lacks.push(`${path}: profile ${profile.name} has no ${what}`);
   const { index, policy } = experiment;
-  if (!capabilities.dense_indexes.includes(index.dense.type)) lack('index.dense.type', `${index.dense.type} index (it has ${capabilities.dense_indexes.join(', ')})`);
-  if (index.sparse !== 'none' && !capabilities.sparse_indexes.includes(index.sparse)) lack('index.sparse', index.sparse);
+  if (!capabilities.dense_indexes.includes(index.dense.type))
+    lack('index.dense.type', `${index.dense.type} index (it has ${capabilities.dense_indexes.join(', ')})`);
+  if (index.sparse !== 'none' && !capabilities.sparse_indexes.includes(index.sparse))
+    lack('index.sparse', index.sparse);
   const embedder = registries.embedders[index.embedder.model];
-  if (embedder && !embedder.precisions.includes(index.embedder.precision)) lack('index.embedder.precision', `${index.embedder.model} in ${index.embedder.precision} (it has ${embedder.precisions.join(', ')})`);
-  if (!Object.values(registries.engines).some(({ kind }) => kind === policy.engine)) lack('policy.engine', `${policy.engine} engine`);
+  if (embedder && !embedder.precisions.includes(index.embedder.precision))
+    lack(
+      'index.embedder.precision',
+      `${index.embedder.model} in ${index.embedder.precision} (it has ${embedder.precisions.join(', ')})`,
+    );
+  if (!Object.values(registries.engines).some(({ kind }) => kind === policy.engine))
+    lack('policy.engine', `${policy.engine} engine`);
   for (const [name, { resources }] of Object.entries(experiment.curriculum)) {
-    if (resources && resources.gpu > capabilities.gpus) lack(`curriculum.${name}.resources.gpu`, `${resources.gpu} GPUs (it has ${capabilities.gpus})`);
-    if (resources && resources.nodes > capabilities.nodes) lack(`curriculum.${name}.resources.nodes`, `${resources.nodes} machines (it has ${capabilities.nodes})`);
+    if (resources && resources.gpu > capabilities.gpus)
+      lack(`curriculum.${name}.resources.gpu`, `${resources.gpu} GPUs (it has ${capabilities.gpus})`);
+    if (resources && resources.nodes > capabilities.nodes)
+      lack(`curriculum.${name}.resources.nodes`, `${resources.nodes} machines (it has ${capabilities.nodes})`);
   }
   const served = embedded?.engine.max_model_len;
   for (const [path, length] of sampledLengths(experiment)) {
@@ -81,10 +96,15 @@ function missingCapabilities(experiment: Experiment, profile: Profile): string[]
 function sampledLengths(experiment: Experiment): [string, number][] {
   const stages = Object.entries(experiment.curriculum).filter(([, { kind }]) => kind !== 'sft');
   return [
-    ...stages.map(([name, { context_length }]): [string, number] => [`curriculum.${name}.context_length`, context_length]),
+    ...stages.map(([name, { context_length }]): [string, number] => [
+      `curriculum.${name}.context_length`,
+      context_length,
+    ]),
     ...Object.entries(experiment.benchmarks).flatMap(([name, benchmark]): [string, number][] => {
       const length = benchmarkContext(experiment, benchmark);
-      return benchmark.context_length === undefined || length === null ? [] : [[`benchmarks.${name}.context_length`, length]];
+      return benchmark.context_length === undefined || length === null
+        ? []
+        : [[`benchmarks.${name}.context_length`, length]];
     }),
   ];
 }
@@ -92,19 +112,29 @@ function sampledLengths(experiment: Experiment): [string, number][] {
 /** What the language can say and no executor of this version does; better refused at submit than ignored in a run. */
 function notExecutedYet(experiment: Experiment): string[] {
   const lacks: string[] = [];
-  const lack = (path: string, what: string): void => void lacks.push(`${path}: ${what} is not executed by this version`);
+  const lack = (path: string, what: string): void =>
+    void lacks.push(`${path}: ${what} is not executed by this version`);
   for (const [name, source] of Object.entries(experiment.corpus.sources)) {
     if (source.kind === 'wet') lack(`corpus.sources.${name}.kind`, 'reading WET files');
   }
   for (const [name, source] of Object.entries(experiment.tasks.sources)) {
     if (source.kind === 'parquet') lack(`tasks.sources.${name}.kind`, 'reading questions from Parquet');
   }
-  const outcomes = [experiment.reward, ...Object.values(experiment.curriculum).map(({ reward }) => reward), ...Object.values(experiment.benchmarks).map(({ reward }) => reward)];
+  const outcomes = [
+    experiment.reward,
+    ...Object.values(experiment.curriculum).map(({ reward }) => reward),
+    ...Object.values(experiment.benchmarks).map(({ reward }) => reward),
+  ];
   if (outcomes.some((reward) => reward?.outcome === 'judge')) lack('reward.outcome', 'scoring by a judge');
   for (const [name, stage] of Object.entries(experiment.curriculum)) {
-    if (stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations') lack(`curriculum.${name}.trajectories.source`, 'importing trajectories');
-    if (stage.kind === 'rl' && stage.rollout.max_staleness > 0) lack(`curriculum.${name}.rollout.max_staleness`, 'overlapping rollouts with training');
-    if (stage.kind === 'rl' && (stage.optimizer.minibatch ?? stage.rollout.prompts_per_step) !== stage.rollout.prompts_per_step) {
+    if (stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations')
+      lack(`curriculum.${name}.trajectories.source`, 'importing trajectories');
+    if (stage.kind === 'rl' && stage.rollout.max_staleness > 0)
+      lack(`curriculum.${name}.rollout.max_staleness`, 'overlapping rollouts with training');
+    if (
+      stage.kind === 'rl' &&
+      (stage.optimizer.minibatch ?? stage.rollout.prompts_per_step) !== stage.rollout.prompts_per_step
+    ) {
       lack(`curriculum.${name}.optimizer.minibatch`, 'more than one update a step');
     }
   }

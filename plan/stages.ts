@@ -23,7 +23,10 @@ export function measuredAfter(experiment: Experiment, benchmark: Benchmark): str
   return [...new Set(listed.map((name) => (name === 'last' ? lastTrained(experiment) : name)))];
 }
 
-export const agentOf = (experiment: Experiment, stage: Stage): Experiment['agent'] => ({ ...experiment.agent, ...stage.agent });
+export const agentOf = (experiment: Experiment, stage: Stage): Experiment['agent'] => ({
+  ...experiment.agent,
+  ...stage.agent,
+});
 
 export function benchmarkAgent(experiment: Experiment, { max_turns, max_turn_tokens }: Benchmark): Experiment['agent'] {
   return {

@@ -4,7 +4,21 @@
  * What could be costly or surprising is refused before a document is built: size, depth, tags, several
  * documents, nested one-line maps. The parser's own duplicate check is off because it is quadratic.
  */
-import { type Alias, Composer, CST, isAlias, isMap, isScalar, isSeq, Lexer, LineCounter, type Node, Parser, type Pair, type Scalar as YamlScalar } from 'yaml';
+import {
+  type Alias,
+  Composer,
+  CST,
+  isAlias,
+  isMap,
+  isScalar,
+  isSeq,
+  Lexer,
+  LineCounter,
+  type Node,
+  type Pair,
+  Parser,
+  type Scalar as YamlScalar,
+} from 'yaml';
 import type { Located, LocatedMap, Scalar } from './located.ts';
 import { type Place, type Problem, placeText, problem, quoted } from './problem.ts';
 
@@ -16,10 +30,10 @@ const MAX_EXPANDED = 100;
 const MAX_CHARACTER_PROBLEMS = 10;
 
 const FORBIDDEN_KEYS = new Set(['__proto__', 'constructor', 'prototype', '<<']);
-/** C0 and C1 controls except tab and line ends, DEL, direction overrides and isolates, a stray BOM, lone surrogates. */
-// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
-const BAD_CHARACTER = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
-const SECRET_VALUE = /^(sk-[\w-]{8,}|hf_\w{16,}|gh[pousr]_\w{16,}|xox[abprs]-[\w-]{8,}|AKIA[0-9A-Z]{12,}|glpat-[\w-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY)/;
+/** Controls except tab and line ends, direction overrides and isolates, a stray BOM, lone surrogates. */
+const BAD_CHARACTER = /(?![\t\n\r])[\p{Cc}\p{Cs}\u202a-\u202e\u2066-\u2069\ufeff]/gu;
+const SECRET_VALUE =
+  /^(sk-[\w-]{8,}|hf_\w{16,}|gh[pousr]_\w{16,}|xox[abprs]-[\w-]{8,}|AKIA[0-9A-Z]{12,}|glpat-[\w-]{12,}|-----BEGIN [A-Z ]*PRIVATE KEY)/;
 
 export interface Reading {
   /** Null when the text cannot be trusted to mean what it seems to. */
@@ -69,7 +83,11 @@ export function readValue(text: string, start: Place): Reading {
   const lines = new LineCounter();
   const place = (offset: number): Place => {
     const { line, col } = lines.linePos(offset);
-    return { file: start.file, line: start.line + line - 1, column: line <= 1 ? start.column + Math.max(col, 1) - 1 : col };
+    return {
+      file: start.file,
+      line: start.line + line - 1,
+      column: line <= 1 ? start.column + Math.max(col, 1) - 1 : col,
+    };
   };
   lines.addNewLine(0);
   for (let at = text.indexOf('\n'); at !== -1; at = text.indexOf('\n', at + 1)) lines.addNewLine(at + 1);
@@ -84,7 +102,14 @@ export function readValue(text: string, start: Place): Reading {
   const deep = tooDeep(tokens);
   if (deep !== null) return refuse(problem('DEPTH', place(deep), `nested deeper than ${MAX_DEPTH} levels`));
 
-  const documents = [...new Composer({ uniqueKeys: false, version: '1.2', schema: 'core', customTags: [{ tag: '!unset', resolve: (source: string) => source }] }).compose(tokens)];
+  const documents = [
+    ...new Composer({
+      uniqueKeys: false,
+      version: '1.2',
+      schema: 'core',
+      customTags: [{ tag: '!unset', resolve: (source: string) => source }],
+    }).compose(tokens),
+  ];
   const second = documents[1]?.contents?.range?.[0];
   if (second !== undefined) return refuse(problem('MULTI_DOC', place(second), 'a file holds one document'));
   const complaints = documents.flatMap(({ errors, warnings }) => [...errors, ...warnings]);
@@ -112,7 +137,15 @@ function badCharacter(character: string, at: Place): Problem {
 
 /** One pass over the words of the text, before anything is built. */
 function scanLexemes(text: string, place: (offset: number) => Place): Problem[] {
-  const state = { offset: 0, nodes: 0, flow: 0, documents: 0, isScalar: false, lineHasScalar: false, lineHasPair: false };
+  const state = {
+    offset: 0,
+    nodes: 0,
+    flow: 0,
+    documents: 0,
+    isScalar: false,
+    lineHasScalar: false,
+    lineHasPair: false,
+  };
   for (const lexeme of new Lexer().lex(text)) {
     const isMarker = !state.isScalar && MARKERS.has(lexeme);
     const found = isMarker ? null : scanLexeme(lexeme, state, place);
@@ -143,12 +176,14 @@ function scanLexeme(lexeme: string, state: ScanState, place: (offset: number) =>
     case 'doc-start':
     case 'doc-end':
       // Whatever comes after `...` or before `---` is a document of its own.
-      if (type === 'doc-start' && (++state.documents > 1 || state.nodes > 0)) return problem('MULTI_DOC', at(), 'a file holds one document; `---` begins a second');
+      if (type === 'doc-start' && (++state.documents > 1 || state.nodes > 0))
+        return problem('MULTI_DOC', at(), 'a file holds one document; `---` begins a second');
       break;
     case 'directive-line':
       return problem('SYNTAX', at(), 'directives (lines that begin with %) are not read');
     case 'tag':
-      if (lexeme !== '!unset') return problem('TAG', at(), `the tag ${quoted(lexeme)} is not read; the only tag is \`!unset\``);
+      if (lexeme !== '!unset')
+        return problem('TAG', at(), `the tag ${quoted(lexeme)} is not read; the only tag is \`!unset\``);
       break;
     case 'flow-map-start':
     case 'flow-seq-start':
@@ -163,13 +198,20 @@ function scanLexeme(lexeme: string, state: ScanState, place: (offset: number) =>
       break;
     case 'map-value-ind':
       if (state.flow > 0) break;
-      if (state.lineHasPair && state.lineHasScalar) return problem('SYNTAX', at(), 'a map inside a map needs its own line, or { }');
+      if (state.lineHasPair && state.lineHasScalar)
+        return problem('SYNTAX', at(), 'a map inside a map needs its own line, or { }');
       state.lineHasPair ||= state.lineHasScalar;
       break;
     default:
       break;
   }
-  const isNode = type === 'scalar' || type === 'alias' || type?.endsWith('-quoted-scalar') || type === 'flow-map-start' || type === 'flow-seq-start' || type === 'seq-item-ind';
+  const isNode =
+    type === 'scalar' ||
+    type === 'alias' ||
+    type?.endsWith('-quoted-scalar') ||
+    type === 'flow-map-start' ||
+    type === 'flow-seq-start' ||
+    type === 'seq-item-ind';
   if (isNode) {
     state.lineHasScalar = true;
     if (++state.nodes > MAX_NODES) return problem('SIZE', at(), `more than ${MAX_NODES} values`);
@@ -185,14 +227,22 @@ function tooDeep(tokens: readonly CST.Token[]): number | null {
     const { token, depth } = open.pop() as { token: CST.Token; depth: number };
     if (depth > MAX_DEPTH) return token.offset;
     const inside: (CST.Token | null | undefined)[] =
-      'items' in token ? token.items.flatMap((item) => [item.key, item.value]) : token.type === 'document' ? [token.value] : [];
+      'items' in token
+        ? token.items.flatMap((item) => [item.key, item.value])
+        : token.type === 'document'
+          ? [token.value]
+          : [];
     for (const next of inside) if (next) open.push({ token: next, depth: 'items' in next ? depth + 1 : depth });
   }
   return null;
 }
 
 /** What the parser says, in our words where those help more. One problem a line: the rest follows from it. */
-function syntaxProblems(complaints: readonly { code: string; message: string; pos: [number, number] }[], text: string, place: (offset: number) => Place): Problem[] {
+function syntaxProblems(
+  complaints: readonly { code: string; message: string; pos: [number, number] }[],
+  text: string,
+  place: (offset: number) => Place,
+): Problem[] {
   const byLine = new Map<number, Problem>();
   for (const { code, message, pos } of complaints) {
     const at = place(pos[0]);
@@ -204,7 +254,8 @@ function syntaxProblems(complaints: readonly { code: string; message: string; po
         ? 'inside { } and [ ] a reference is quoted: "${…}"'
         : undefined;
     const aliased = code === 'BAD_ALIAS' || /alias/i.test(message);
-    if (!byLine.has(at.line)) byLine.set(at.line, problem(aliased ? 'YAML_ALIAS' : 'SYNTAX', at, message.split('\n')[0] ?? code, hint));
+    if (!byLine.has(at.line))
+      byLine.set(at.line, problem(aliased ? 'YAML_ALIAS' : 'SYNTAX', at, message.split('\n')[0] ?? code, hint));
   }
   return [...byLine.values()];
 }
@@ -238,7 +289,11 @@ class Converter {
     if (isAlias(node)) return this.#expand(node);
     if ('anchor' in node && node.anchor) this.#anchors.set(node.anchor, node);
     this.#open.add(node);
-    const located = isMap(node) ? this.#map(node as unknown as { items: Pair[] } & Node) : isSeq(node) ? this.#list(node as unknown as { items: Node[] } & Node) : this.#scalar(node as YamlScalar);
+    const located = isMap(node)
+      ? this.#map(node as unknown as { items: Pair[] } & Node)
+      : isSeq(node)
+        ? this.#list(node as unknown as { items: Node[] } & Node)
+        : this.#scalar(node as YamlScalar);
     this.#open.delete(node);
     return located;
   }
@@ -246,14 +301,20 @@ class Converter {
   #expand(alias: Alias): Located {
     const at = this.#at(alias);
     const source = this.#anchors.get(alias.source);
-    if (source === undefined) return this.#refuse('YAML_ALIAS', at, `the alias ${quoted(`*${alias.source}`)} has no anchor before it`);
-    if (this.#open.has(source)) return this.#refuse('YAML_ALIAS', at, `the alias ${quoted(`*${alias.source}`)} contains itself`);
+    if (source === undefined)
+      return this.#refuse('YAML_ALIAS', at, `the alias ${quoted(`*${alias.source}`)} has no anchor before it`);
+    if (this.#open.has(source))
+      return this.#refuse('YAML_ALIAS', at, `the alias ${quoted(`*${alias.source}`)} contains itself`);
     const outer = this.#inAlias;
     this.#inAlias = true;
     const located = this.#convert(source);
     this.#inAlias = outer;
     if (this.#expanded > MAX_EXPANDED && !this.#problems.some(({ code }) => code === 'YAML_ALIAS')) {
-      return this.#refuse('YAML_ALIAS', at, `aliases repeat more than ${MAX_EXPANDED} values; use \`vars\` or \`like\``);
+      return this.#refuse(
+        'YAML_ALIAS',
+        at,
+        `aliases repeat more than ${MAX_EXPANDED} values; use \`vars\` or \`like\``,
+      );
     }
     return located;
   }
@@ -269,7 +330,10 @@ class Converter {
         this.#refuse('DUP_KEY', at, `${quoted(name)} was already set at ${placeText(earlier.key)}`);
         continue;
       }
-      entries.set(name, { key: at, value: value === null ? { kind: 'scalar', at, value: null } : this.#convert(value as Node) });
+      entries.set(name, {
+        key: at,
+        value: value === null ? { kind: 'scalar', at, value: null } : this.#convert(value as Node),
+      });
     }
     return { kind: 'map', at: this.#at(node), entries };
   }
@@ -284,7 +348,12 @@ class Converter {
     const name = typeof scalar.value === 'string' ? scalar.value : (scalar.source ?? '');
     this.#checkText(name, at);
     if (FORBIDDEN_KEYS.has(name)) {
-      this.#refuse('KEY_FORBIDDEN', at, `the key ${quoted(name)} is not allowed`, name === '<<' ? 'share values with `extends`, `like` or `vars`' : undefined);
+      this.#refuse(
+        'KEY_FORBIDDEN',
+        at,
+        `the key ${quoted(name)} is not allowed`,
+        name === '<<' ? 'share values with `extends`, `like` or `vars`' : undefined,
+      );
       return null;
     }
     return name;
@@ -317,13 +386,24 @@ class Converter {
 
   #checkNumber(value: number, source: string, at: Place): void {
     if (!Number.isFinite(value)) this.#refuse('NUMBER', at, `${quoted(source)} is not a finite number`);
-    else if (Object.is(value, -0) || (value === 0 && /[1-9]/.test(source.split(/[eE]/)[0] ?? '') && !/^0[xo]/.test(source))) {
+    else if (
+      Object.is(value, -0) ||
+      (value === 0 && /[1-9]/.test(source.split(/[eE]/)[0] ?? '') && !/^0[xo]/.test(source))
+    ) {
       this.#refuse('NUMBER', at, `${quoted(source)} is a zero in disguise; write 0`);
     } else if (/^[-+]?0[0-9]/.test(source)) {
       const octal = /^0+[0-7]+$/.test(source) ? `; write 0o${source.replace(/^0+/, '')} if it is octal` : '';
-      this.#refuse('NUMBER_FORM', at, `${quoted(source)} can be read in two ways: write it without the leading zero, or quote it${octal}`);
+      this.#refuse(
+        'NUMBER_FORM',
+        at,
+        `${quoted(source)} can be read in two ways: write it without the leading zero, or quote it${octal}`,
+      );
     } else if (/^[-+]?[0-9]+$|^0[xo]/.test(source) && !Number.isSafeInteger(value)) {
-      this.#refuse('INT_RANGE', at, `${quoted(source)} does not fit an exact integer (at most ${Number.MAX_SAFE_INTEGER})`);
+      this.#refuse(
+        'INT_RANGE',
+        at,
+        `${quoted(source)} does not fit an exact integer (at most ${Number.MAX_SAFE_INTEGER})`,
+      );
     }
   }
 

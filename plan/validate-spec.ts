@@ -13,7 +13,14 @@ let compiled: ReturnType<Ajv['compile']> | undefined;
 function validator(): ReturnType<Ajv['compile']> {
   if (compiled === undefined) {
     // The schema is ours, and a test checks it: checking and optimising it in every process takes longer than using it.
-    const ajv = new Ajv({ allErrors: true, verbose: true, discriminator: true, strict: false, validateSchema: false, code: { optimize: false } });
+    const ajv = new Ajv({
+      allErrors: true,
+      verbose: true,
+      discriminator: true,
+      strict: false,
+      validateSchema: false,
+      code: { optimize: false },
+    });
     ajv.addVocabulary(ANNOTATIONS);
     compiled = ajv.compile(Experiment);
   }
@@ -37,8 +44,12 @@ interface Described {
 
 /** A misspelt field is one mistake, not also a missing one. */
 function withoutConsequences(described: readonly Described[]): Problem[] {
-  const meant = new Set(described.filter(({ found }) => found.code === 'UNKNOWN_FIELD').map(({ parent, field }) => `${parent}/${field}`));
-  return described.filter(({ found, parent, field }) => found.code !== 'REQUIRED' || !meant.has(`${parent}/${field}`)).map(({ found }) => found);
+  const meant = new Set(
+    described.filter(({ found }) => found.code === 'UNKNOWN_FIELD').map(({ parent, field }) => `${parent}/${field}`),
+  );
+  return described
+    .filter(({ found, parent, field }) => found.code !== 'REQUIRED' || !meant.has(`${parent}/${field}`))
+    .map(({ found }) => found);
 }
 
 /** Of `anyOf`, the summary is reported; what each alternative misses is not. */
@@ -46,7 +57,10 @@ const isInsideAlternative = ({ schemaPath, keyword }: ErrorObject): boolean =>
   /\/anyOf\/\d+\//.test(schemaPath) && keyword !== 'anyOf' && !/\/anyOf\/\d+\/(properties|items)\//.test(schemaPath);
 
 function pathOf(error: ErrorObject): string[] {
-  return error.instancePath.split('/').slice(1).map((step) => step.replaceAll('~1', '/').replaceAll('~0', '~'));
+  return error.instancePath
+    .split('/')
+    .slice(1)
+    .map((step) => step.replaceAll('~1', '/').replaceAll('~0', '~'));
 }
 
 const dotted = (path: Path): string => path.join('.') || 'the spec';
@@ -61,7 +75,13 @@ function describe(error: ErrorObject, root: Located): Described[] {
     case 'required': {
       const field = String(params['missingProperty']);
       if ((error.parentSchema as SchemaView).oneOf && field === 'kind') return []; // said by `discriminator`, with the choices
-      return [{ found: problem('REQUIRED', keyPlaceAt(root, path), `\`${dotted([...path, field])}\` is missing`), field, parent }];
+      return [
+        {
+          found: problem('REQUIRED', keyPlaceAt(root, path), `\`${dotted([...path, field])}\` is missing`),
+          field,
+          parent,
+        },
+      ];
     }
     case 'propertyNames': {
       const name = String(params['propertyName']);
@@ -87,18 +107,35 @@ function unknownField(error: ErrorObject, path: string[], root: Located): Descri
   const at = keyPlaceAt(root, path);
   const parent = error.instancePath;
   if (SECRET_NAME.test(name)) {
-    return { found: problem('SECRET_LITERAL', at, `\`${dotted(path)}\` is no field, and a secret is never written in a spec; profiles name secrets`), parent };
+    return {
+      found: problem(
+        'SECRET_LITERAL',
+        at,
+        `\`${dotted(path)}\` is no field, and a secret is never written in a spec; profiles name secrets`,
+      ),
+      parent,
+    };
   }
   const schema = error.parentSchema as SchemaView;
   const names = Object.keys(schema.properties ?? {});
   const hint = didYouMean(name, names);
-  const known = hint === undefined && names.length > 0 && names.length <= 12 ? `there are ${names.join(', ')}` : undefined;
+  const known =
+    hint === undefined && names.length > 0 && names.length <= 12 ? `there are ${names.join(', ')}` : undefined;
   const field = hint?.match(/`(.+)`/)?.[1];
-  return { found: problem('UNKNOWN_FIELD', at, `\`${dotted(path)}\` is not a field`, hint ?? known), parent, ...(field !== undefined && { field }) };
+  return {
+    found: problem('UNKNOWN_FIELD', at, `\`${dotted(path)}\` is not a field`, hint ?? known),
+    parent,
+    ...(field !== undefined && { field }),
+  };
 }
 
 function badName(name: string, at: ReturnType<typeof keyPlaceAt>): Problem {
-  return problem('NAME', at, `${quoted(name)} cannot be a name`, 'names are a-z, 0-9 and _, begin with a letter, have at most 63 characters and are not reserved');
+  return problem(
+    'NAME',
+    at,
+    `${quoted(name)} cannot be a name`,
+    'names are a-z, 0-9 and _, begin with a letter, have at most 63 characters and are not reserved',
+  );
 }
 
 function badKind(error: ErrorObject, path: string[], root: Located): Problem {
@@ -106,11 +143,22 @@ function badKind(error: ErrorObject, path: string[], root: Located): Problem {
   const shapes = (error.parentSchema as SchemaView).oneOf ?? [];
   const kinds = shapes.flatMap((shape) => kindsOf(shape)).map(String);
   if (tagValue === undefined) {
-    return problem('REQUIRED', keyPlaceAt(root, path), `\`${dotted([...path, 'kind'])}\` is missing`, `one of ${kinds.join(', ')}`);
+    return problem(
+      'REQUIRED',
+      keyPlaceAt(root, path),
+      `\`${dotted([...path, 'kind'])}\` is missing`,
+      `one of ${kinds.join(', ')}`,
+    );
   }
   const at = placeAt(root, [...path, 'kind']);
-  if (reason === 'tag' && typeof tagValue !== 'string') return problem('TYPE', at, `\`${dotted([...path, 'kind'])}\` is a word`);
-  return problem('VALUE', at, `there is no kind ${quoted(tagValue)}`, didYouMean(String(tagValue), kinds) ?? `one of ${kinds.join(', ')}`);
+  if (reason === 'tag' && typeof tagValue !== 'string')
+    return problem('TYPE', at, `\`${dotted([...path, 'kind'])}\` is a word`);
+  return problem(
+    'VALUE',
+    at,
+    `there is no kind ${quoted(tagValue)}`,
+    didYouMean(String(tagValue), kinds) ?? `one of ${kinds.join(', ')}`,
+  );
 }
 
 function badValue(error: ErrorObject, path: string[], root: Located): Problem {
@@ -118,19 +166,36 @@ function badValue(error: ErrorObject, path: string[], root: Located): Problem {
   const schema = schemaAt(root, path) ?? (error.parentSchema as SchemaView);
   const parent = error.parentSchema as SchemaView;
   const field = `\`${dotted(path)}\``;
-  if (isSecret(root, path)) return problem('SECRET_LITERAL', at, `${field} names a secret and never holds it`, '{ env: NAME } or { file: PATH }');
+  if (isSecret(root, path))
+    return problem(
+      'SECRET_LITERAL',
+      at,
+      `${field} names a secret and never holds it`,
+      '{ env: NAME } or { file: PATH }',
+    );
   const node = nodeAt(root, path);
   const value = node?.kind === 'scalar' ? node.value : undefined;
   switch (error.keyword) {
     case 'type':
     case 'anyOf':
       if (value === null) return problem('EMPTY', at, `${field} is empty`, 'write a value, or leave the key out');
-      if (schema.type === 'integer' && typeof value === 'number') return problem('RANGE', at, `${field} must be a whole number, not ${quoted(value)}`);
-      return problem('TYPE', at, `${field} must be ${typeWords(schema)}, not ${nodeWords(node)}`, typeHint(schema, value));
+      if (schema.type === 'integer' && typeof value === 'number')
+        return problem('RANGE', at, `${field} must be a whole number, not ${quoted(value)}`);
+      return problem(
+        'TYPE',
+        at,
+        `${field} must be ${typeWords(schema)}, not ${nodeWords(node)}`,
+        typeHint(schema, value),
+      );
     case 'enum':
     case 'const': {
       const allowed = (parent.enum ?? [parent.const]).map(String);
-      return problem('VALUE', at, `${field} cannot be ${quoted(value)}`, didYouMean(String(value), allowed) ?? `one of ${allowed.join(', ')}`);
+      return problem(
+        'VALUE',
+        at,
+        `${field} cannot be ${quoted(value)}`,
+        didYouMean(String(value), allowed) ?? `one of ${allowed.join(', ')}`,
+      );
     }
     case 'pattern':
       return problem(parent.code ?? 'VALUE', at, patternMessage(parent.code, field, value), patternHint(parent.code));
@@ -145,7 +210,8 @@ function badValue(error: ErrorObject, path: string[], root: Located): Problem {
 
 function patternMessage(code: string | undefined, field: string, value: unknown): string {
   if (code === 'REF') return `${field} must refer to weights, not ${quoted(value)}`;
-  if (code === 'ARG') return `${field} cannot be ${quoted(value)}: a model's name begins with a letter or digit and holds no spaces`;
+  if (code === 'ARG')
+    return `${field} cannot be ${quoted(value)}: a model's name begins with a letter or digit and holds no spaces`;
   return `${field} cannot be ${quoted(value)}`;
 }
 
@@ -200,7 +266,8 @@ function typeHint(schema: SchemaView, value: unknown): string | undefined {
   if (schema.type === 'boolean' && typeof value === 'string' && /^(yes|no|on|off)$/i.test(value)) {
     return `write ${/^(yes|on)$/i.test(value)}`;
   }
-  if (schema.type === 'string' && typeof value !== 'string' && value !== undefined) return `write "${String(value)}" in quotes`;
+  if (schema.type === 'string' && typeof value !== 'string' && value !== undefined)
+    return `write "${String(value)}" in quotes`;
   if (schema.type === 'array' && value !== undefined) return `write [${String(value)}]`;
   return undefined;
 }

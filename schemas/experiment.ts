@@ -13,7 +13,18 @@ import { CAPABILITIES } from './task.ts';
 
 export const NAME_PATTERN = '^[a-z][a-z0-9_]{0,62}$';
 /** Names of devices on some file systems, and of node ids that a stage would collide with. */
-export const RESERVED_NAMES = ['con', 'prn', 'aux', 'nul', 'corpus', 'index', 'tasks', 'report', 'base', 'last'] as const;
+export const RESERVED_NAMES = [
+  'con',
+  'prn',
+  'aux',
+  'nul',
+  'corpus',
+  'index',
+  'tasks',
+  'report',
+  'base',
+  'last',
+] as const;
 
 const closed = { additionalProperties: false } as const;
 const object = <P extends TProperties>(properties: P, options: Record<string, unknown> = {}) =>
@@ -76,7 +87,10 @@ const secret = (description: string) =>
     type: 'object',
     holds: 'secret',
     description: `${description} The name of a variable (\`{ env: NAME }\`) or a file (\`{ file: PATH }\`); never the value.`,
-    properties: { env: { type: 'string', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' }, file: { type: 'string', minLength: 1 } },
+    properties: {
+      env: { type: 'string', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' },
+      file: { type: 'string', minLength: 1 },
+    },
     additionalProperties: false,
     minProperties: 1,
     maxProperties: 1,
@@ -84,8 +98,16 @@ const secret = (description: string) =>
   });
 
 const origin = {
-  licence: Type.String({ default: 'unknown', maxLength: 500, description: 'Licence of the data; shown in manifests and reports.' }),
-  provenance: Type.String({ default: 'unknown', maxLength: 2000, description: 'Where the data came from; shown in manifests and reports.' }),
+  licence: Type.String({
+    default: 'unknown',
+    maxLength: 500,
+    description: 'Licence of the data; shown in manifests and reports.',
+  }),
+  provenance: Type.String({
+    default: 'unknown',
+    maxLength: 2000,
+    description: 'Where the data came from; shown in manifests and reports.',
+  }),
 };
 const expect = Type.Optional(
   object(
@@ -93,12 +115,19 @@ const expect = Type.Optional(
     { description: 'Checked while loading; a difference stops the node.' },
   ),
 );
-const limit = Type.Optional(count({ description: 'Take this many records, chosen by the seed; larger limits contain smaller ones.', unit: 'records' }));
+const limit = Type.Optional(
+  count({
+    description: 'Take this many records, chosen by the seed; larger limits contain smaller ones.',
+    unit: 'records',
+  }),
+);
 
 const CorpusSource = byKind(
   [
     object({
-      kind: Type.Literal('installed_packages', { description: 'Documentation of the packages installed in this checkout.' }),
+      kind: Type.Literal('installed_packages', {
+        description: 'Documentation of the packages installed in this checkout.',
+      }),
       ecosystems: Type.Array(words(['npm', 'python'], { description: 'A package manager.' }), {
         minItems: 1,
         uniqueItems: true,
@@ -106,27 +135,46 @@ const CorpusSource = byKind(
         description: 'Which packages are read.',
       }),
       ...origin,
-      licence: Type.String({ default: 'as each package declares', maxLength: 500, description: 'Licence of the data; each page names its own.' }),
-      provenance: Type.String({ default: 'installed in this checkout', maxLength: 2000, description: 'Where the data came from.' }),
+      licence: Type.String({
+        default: 'as each package declares',
+        maxLength: 500,
+        description: 'Licence of the data; each page names its own.',
+      }),
+      provenance: Type.String({
+        default: 'installed in this checkout',
+        maxLength: 2000,
+        description: 'Where the data came from.',
+      }),
     }),
     object({
-      kind: words(['jsonl', 'parquet'], { description: 'Files of records, one page each; `.gz` and `.zst` are read too.' }),
+      kind: words(['jsonl', 'parquet'], {
+        description: 'Files of records, one page each; `.gz` and `.zst` are read too.',
+      }),
       path: path({ description: 'File, or glob, relative to the spec or below `${env:NAME}`.' }),
       fields: object(
         {
-          url: Type.String({ default: 'url', description: 'Column with the URL. A record without one gets `doc:<id>`.' }),
+          url: Type.String({
+            default: 'url',
+            description: 'Column with the URL. A record without one gets `doc:<id>`.',
+          }),
           id: Type.String({ default: 'id', description: 'Column with the id.' }),
           title: Type.String({ default: 'title', description: 'Column with the title.' }),
           text: Type.String({ default: 'text', description: 'Column with the text.' }),
         },
-        { default: {}, description: 'Which columns are read; the shapes of BEIR, Dolma, LiteResearcher and Search-R1 are recognised too.' },
+        {
+          default: {},
+          description:
+            'Which columns are read; the shapes of BEIR, Dolma, LiteResearcher and Search-R1 are recognised too.',
+        },
       ),
       limit,
       expect,
       ...origin,
     }),
     object({
-      kind: words(['html', 'markdown', 'wet'], { description: 'A folder of HTML or Markdown files, or WET files of a crawl.' }),
+      kind: words(['html', 'markdown', 'wet'], {
+        description: 'A folder of HTML or Markdown files, or WET files of a crawl.',
+      }),
       path: path({ description: 'Folder, file or glob, relative to the spec or below `${env:NAME}`.' }),
       limit,
       expect,
@@ -143,14 +191,22 @@ const Corpus = object(
       object(
         {
           pages: Type.Optional(count({ description: 'At most this many pages, chosen by page hash.', unit: 'pages' })),
-          chunks: Type.Optional(count({ description: 'At most as many pages as give this many chunks.', unit: 'chunks' })),
+          chunks: Type.Optional(
+            count({ description: 'At most as many pages as give this many chunks.', unit: 'chunks' }),
+          ),
         },
         { minProperties: 1, description: 'Keeps a corpus small.' },
       ),
     ),
     near_duplicates: Type.Optional(
       object(
-        { threshold: share({ exclusiveMinimum: 0, description: 'Estimated Jaccard similarity of word shingles from which a page is dropped.', unit: 'share' }) },
+        {
+          threshold: share({
+            exclusiveMinimum: 0,
+            description: 'Estimated Jaccard similarity of word shingles from which a page is dropped.',
+            unit: 'share',
+          }),
+        },
         { description: 'Drop near duplicates by MinHash; exact ones are always dropped.' },
       ),
     ),
@@ -169,8 +225,18 @@ const Index = object(
     ),
     chunk: object(
       {
-        tokens: tokens({ default: 200, minimum: 8, maximum: 8192, description: 'Length of a chunk, counted by the embedder\'s tokenizer.' }),
-        overlap: tokens({ default: 40, minimum: 0, maximum: 4096, description: 'Tokens a chunk shares with the one before.' }),
+        tokens: tokens({
+          default: 200,
+          minimum: 8,
+          maximum: 8192,
+          description: "Length of a chunk, counted by the embedder's tokenizer.",
+        }),
+        overlap: tokens({
+          default: 40,
+          minimum: 0,
+          maximum: 4096,
+          description: 'Tokens a chunk shares with the one before.',
+        }),
       },
       { default: {}, description: 'How pages are cut.' },
     ),
@@ -216,8 +282,14 @@ const TaskSource = byKind(
           id: Type.String({ default: 'id', description: 'Column with the id.' }),
           question: Type.String({ default: 'question', description: 'Column with the question.' }),
           answer: Type.String({ default: 'answer', description: 'Column with the reference answer.' }),
-          aliases: Type.String({ default: 'aliases', description: 'Column with other spellings that count as correct.' }),
-          gold_ids: Type.String({ default: 'gold_doc_ids', description: 'Column with ids of evidence pages; their URLs are `doc:<id>`.' }),
+          aliases: Type.String({
+            default: 'aliases',
+            description: 'Column with other spellings that count as correct.',
+          }),
+          gold_ids: Type.String({
+            default: 'gold_doc_ids',
+            description: 'Column with ids of evidence pages; their URLs are `doc:<id>`.',
+          }),
           deny_urls: Type.String({ default: 'deny_urls', description: 'Column with URLs the agent must not see.' }),
           capability: Type.String({ default: 'capability', description: 'Column with the capability asked for.' }),
         },
@@ -238,7 +310,10 @@ const Tasks = object(
     mix: Type.Optional(
       object(
         Object.fromEntries(
-          CAPABILITIES.map((name) => [name, Type.Optional(share({ description: `Share of ${name.replace('_', ' ')} questions.`, unit: 'share' }))]),
+          CAPABILITIES.map((name) => [
+            name,
+            Type.Optional(share({ description: `Share of ${name.replace('_', ' ')} questions.`, unit: 'share' })),
+          ]),
         ),
         { minProperties: 1, description: 'Capabilities of generated questions; the shares sum to 1.' },
       ),
@@ -247,7 +322,9 @@ const Tasks = object(
       default: { train: 1 },
       description: 'Disjoint parts of the tasks; the shares sum to 1.',
     }),
-    limit: Type.Optional(count({ description: 'Take this many tasks over all sources, chosen by the seed.', unit: 'tasks' })),
+    limit: Type.Optional(
+      count({ description: 'Take this many tasks over all sources, chosen by the seed.', unit: 'tasks' }),
+    ),
     seed: seed('Divides tasks among splits; derived from the root seed when absent.'),
   },
   { description: 'Questions with answers.' },
@@ -256,14 +333,32 @@ const Tasks = object(
 const Policy = object(
   {
     base: modelName({ description: 'Name in the registry `models` of the profile.' }),
-    engine: words(['vllm', 'sglang'], { default: 'vllm', description: 'What serves it; recorded in manifests.', key: false }),
-    dtype: words(['float32', 'bfloat16'], { default: 'float32', description: 'Number format of the base weights while training.' }),
+    engine: words(['vllm', 'sglang'], {
+      default: 'vllm',
+      description: 'What serves it; recorded in manifests.',
+      key: false,
+    }),
+    dtype: words(['float32', 'bfloat16'], {
+      default: 'float32',
+      description: 'Number format of the base weights while training.',
+    }),
     adapter: Type.Optional(
       object(
         {
           lora_rank: Type.Integer({ minimum: 1, maximum: 4096, description: 'Rank of the update.' }),
-          lora_alpha: Type.Optional(Type.Number({ exclusiveMinimum: 0, maximum: 65_536, description: 'Scale of the update times its rank; twice the rank when absent.' })),
-          lora_dropout: share({ default: 0, exclusiveMaximum: 1, description: 'Dropout before the adapter.', unit: 'share' }),
+          lora_alpha: Type.Optional(
+            Type.Number({
+              exclusiveMinimum: 0,
+              maximum: 65_536,
+              description: 'Scale of the update times its rank; twice the rank when absent.',
+            }),
+          ),
+          lora_dropout: share({
+            default: 0,
+            exclusiveMaximum: 1,
+            description: 'Dropout before the adapter.',
+            unit: 'share',
+          }),
         },
         { description: 'Train a LoRA adapter on all linear layers; all weights are trained when absent.' },
       ),
@@ -274,21 +369,42 @@ const Policy = object(
 
 const Agent = object(
   {
-    tools: Type.Array(Type.String({ description: 'A tool.' }), { minItems: 1, uniqueItems: true, default: ['search', 'visit'], description: 'Tools the agent may call.' }),
-    max_turns: count({ default: 8, maximum: 10_000, description: 'Completions before the answer is forced.', unit: 'turns' }),
+    tools: Type.Array(Type.String({ description: 'A tool.' }), {
+      minItems: 1,
+      uniqueItems: true,
+      default: ['search', 'visit'],
+      description: 'Tools the agent may call.',
+    }),
+    max_turns: count({
+      default: 8,
+      maximum: 10_000,
+      description: 'Completions before the answer is forced.',
+      unit: 'turns',
+    }),
     max_turn_tokens: tokens({ default: 512, minimum: 8, description: 'Length of one completion.' }),
     observation_tokens: tokens({ default: 512, minimum: 8, description: 'Length of one observation.' }),
     search_results: count({ default: 5, maximum: 100, description: 'Results of one search call.', unit: 'results' }),
     context_management: words(['none'], { default: 'none', description: 'What is done when the context is full.' }),
-    deny_urls: words(['none', 'from_task'], { default: 'from_task', description: 'Whether URLs a task forbids are hidden.' }),
+    deny_urls: words(['none', 'from_task'], {
+      default: 'from_task',
+      description: 'Whether URLs a task forbids are hidden.',
+    }),
   },
   { description: 'The agent loop.' },
 );
 
 const Reward = object(
   {
-    outcome: words(['exact_match', 'f1', 'judge'], { default: 'exact_match', description: 'What the answer is scored by, after normalisation.' }),
-    format_penalty: Type.Number({ minimum: 0, maximum: 100, default: 1, description: 'Reward of a trajectory with invalid format is minus this.' }),
+    outcome: words(['exact_match', 'f1', 'judge'], {
+      default: 'exact_match',
+      description: 'What the answer is scored by, after normalisation.',
+    }),
+    format_penalty: Type.Number({
+      minimum: 0,
+      maximum: 100,
+      default: 1,
+      description: 'Reward of a trajectory with invalid format is minus this.',
+    }),
   },
   { description: 'What a trajectory earns.' },
 );
@@ -300,7 +416,12 @@ const Judge = object(
       Type.Unsafe<string | { env: string }>({
         anyOf: [
           { type: 'string', maxLength: 2048 },
-          { type: 'object', properties: { env: { type: 'string', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' } }, required: ['env'], additionalProperties: false },
+          {
+            type: 'object',
+            properties: { env: { type: 'string', pattern: '^[A-Za-z_][A-Za-z0-9_]*$' } },
+            required: ['env'],
+            additionalProperties: false,
+          },
         ],
         description: 'Address, or `{ env: NAME }`.',
         key: false,
@@ -308,28 +429,63 @@ const Judge = object(
     ),
     api_key: Type.Optional(secret('Token of the judge.')),
     prompt: path({ description: 'File with the prompt; slots {question}, {answer}, {reference}.' }),
-    retries: Type.Integer({ minimum: 0, maximum: 100, default: 3, description: 'Attempts after a failed one.', key: false }),
-    on_failure: words(['retry_later', 'fail'], { default: 'retry_later', description: 'What an unusable verdict does; it is never a zero.', key: false }),
+    retries: Type.Integer({
+      minimum: 0,
+      maximum: 100,
+      default: 3,
+      description: 'Attempts after a failed one.',
+      key: false,
+    }),
+    on_failure: words(['retry_later', 'fail'], {
+      default: 'retry_later',
+      description: 'What an unusable verdict does; it is never a zero.',
+      key: false,
+    }),
   },
   { description: 'A model that scores answers.' },
 );
 
 const Sampling = object(
   {
-    temperature: Type.Number({ minimum: 0, maximum: 100, default: 1, description: 'Divides the logits; 0 takes the likeliest token.' }),
-    top_p: share({ exclusiveMinimum: 0, default: 1, description: 'Smallest set of tokens with this much probability.', unit: 'share' }),
+    temperature: Type.Number({
+      minimum: 0,
+      maximum: 100,
+      default: 1,
+      description: 'Divides the logits; 0 takes the likeliest token.',
+    }),
+    top_p: share({
+      exclusiveMinimum: 0,
+      default: 1,
+      description: 'Smallest set of tokens with this much probability.',
+      unit: 'share',
+    }),
   },
   { description: 'How completions are sampled.' },
 );
 
 const Difficulty = object(
   {
-    tasks: Type.Optional(count({ description: 'How many tasks are tried; all of the split when absent.', unit: 'tasks' })),
-    rollouts: Type.Integer({ minimum: 2, maximum: 1024, description: 'Trajectories sampled per task to estimate its pass rate.', unit: 'trajectories' }),
+    tasks: Type.Optional(
+      count({ description: 'How many tasks are tried; all of the split when absent.', unit: 'tasks' }),
+    ),
+    rollouts: Type.Integer({
+      minimum: 2,
+      maximum: 1024,
+      description: 'Trajectories sampled per task to estimate its pass rate.',
+      unit: 'trajectories',
+    }),
     keep: object(
       {
-        min_passes: Type.Integer({ minimum: 0, maximum: 1024, description: 'Fewest correct trajectories of a kept task.' }),
-        max_passes: Type.Integer({ minimum: 0, maximum: 1024, description: 'Most correct trajectories of a kept task.' }),
+        min_passes: Type.Integer({
+          minimum: 0,
+          maximum: 1024,
+          description: 'Fewest correct trajectories of a kept task.',
+        }),
+        max_passes: Type.Integer({
+          minimum: 0,
+          maximum: 1024,
+          description: 'Most correct trajectories of a kept task.',
+        }),
       },
       { description: 'Which tasks are worth training on: those that are sometimes solved.' },
     ),
@@ -339,8 +495,15 @@ const Difficulty = object(
 
 const optimizerFields = {
   learning_rate: Type.Number({ exclusiveMinimum: 0, maximum: 1, description: 'Peak learning rate of AdamW.' }),
-  schedule: words(['constant', 'linear', 'cosine'], { default: 'constant', description: 'Course of the learning rate after warm-up.' }),
-  warmup: share({ default: 0, description: 'Part of all steps in which the learning rate rises from 0.', unit: 'share' }),
+  schedule: words(['constant', 'linear', 'cosine'], {
+    default: 'constant',
+    description: 'Course of the learning rate after warm-up.',
+  }),
+  warmup: share({
+    default: 0,
+    description: 'Part of all steps in which the learning rate rises from 0.',
+    unit: 'share',
+  }),
   weight_decay: Type.Number({ minimum: 0, maximum: 10, default: 0.01, description: 'Decoupled weight decay.' }),
   betas: Type.Unsafe<[number, number]>({
     type: 'array',
@@ -350,14 +513,32 @@ const optimizerFields = {
     default: [0.9, 0.95],
     description: 'Decay of the first and second moment.',
   }),
-  max_grad_norm: Type.Number({ exclusiveMinimum: 0, maximum: 1e6, default: 1, description: 'Gradients are clipped to this norm.' }),
+  max_grad_norm: Type.Number({
+    exclusiveMinimum: 0,
+    maximum: 1e6,
+    default: 1,
+    description: 'Gradients are clipped to this norm.',
+  }),
 };
 
 const stageFields = {
-  like: Type.Optional(Type.String({ description: 'Another stage; this one has everything it says, and changes what is written here.', composed: true })),
+  like: Type.Optional(
+    Type.String({
+      description: 'Another stage; this one has everything it says, and changes what is written here.',
+      composed: true,
+    }),
+  ),
   from: checkpointReference,
-  tasks: Type.Optional(object({ split: Type.Optional(Type.String({ description: 'A split of `tasks.splits`; `train` when absent.' })) }, { minProperties: 1, description: 'Which tasks are used.' })),
-  context_length: tokens({ minimum: 64, description: 'Tokens a whole trajectory may have: prompt, turns, observations and the answer.' }),
+  tasks: Type.Optional(
+    object(
+      { split: Type.Optional(Type.String({ description: 'A split of `tasks.splits`; `train` when absent.' })) },
+      { minProperties: 1, description: 'Which tasks are used.' },
+    ),
+  ),
+  context_length: tokens({
+    minimum: 64,
+    description: 'Tokens a whole trajectory may have: prompt, turns, observations and the answer.',
+  }),
   agent: Type.Optional(overrides(Agent, { description: 'Differences from `agent`.' })),
   reward: Type.Optional(overrides(Reward, { description: 'Differences from `reward`.' })),
   seed: seed('Seed of the nodes of this stage; derived from the root seed when absent.'),
@@ -372,9 +553,23 @@ const stageFields = {
   ),
   checkpoint: object(
     {
-      every: count({ default: 1, maximum: 1_000_000, description: 'Steps between durable checkpoints.', unit: 'steps', key: false }),
+      every: count({
+        default: 1,
+        maximum: 1_000_000,
+        description: 'Steps between durable checkpoints.',
+        unit: 'steps',
+        key: false,
+      }),
       keep: object(
-        { last: count({ default: 2, maximum: 10_000, description: 'Newest checkpoints kept.', unit: 'checkpoints', key: false }) },
+        {
+          last: count({
+            default: 2,
+            maximum: 10_000,
+            description: 'Newest checkpoints kept.',
+            unit: 'checkpoints',
+            key: false,
+          }),
+        },
         { default: {}, description: 'Retention.' },
       ),
     },
@@ -387,7 +582,9 @@ const SftStage = object({
   ...stageFields,
   trajectories: object(
     {
-      source: path({ description: '`demonstrations` (a scripted expert on generated tasks), or a file of trajectories.' }),
+      source: path({
+        description: '`demonstrations` (a scripted expert on generated tasks), or a file of trajectories.',
+      }),
       count: Type.Optional(count({ description: 'Trajectories before resampling.', unit: 'trajectories' })),
       resample: Type.Optional(
         object(
@@ -395,7 +592,9 @@ const SftStage = object({
             by: Type.Literal('turns', { default: 'turns', description: 'What a trajectory is weighed by.' }),
             bands: Type.Array(
               object({
-                up_to: Type.Optional(count({ description: 'Most turns of this band; the last band has none.', unit: 'turns' })),
+                up_to: Type.Optional(
+                  count({ description: 'Most turns of this band; the last band has none.', unit: 'turns' }),
+                ),
                 weight: Type.Integer({ minimum: 0, maximum: 1000, description: 'Copies of each trajectory.' }),
               }),
               { minItems: 1, maxItems: 100, description: 'Bands in rising order.' },
@@ -407,7 +606,10 @@ const SftStage = object({
       clean: Type.Optional(
         object(
           {
-            drop_repeated_calls: Type.Boolean({ default: true, description: 'Remove turns that repeat an earlier call.' }),
+            drop_repeated_calls: Type.Boolean({
+              default: true,
+              description: 'Remove turns that repeat an earlier call.',
+            }),
             require_valid_format: Type.Boolean({ default: true, description: 'Keep well-formed trajectories only.' }),
             require_correct: Type.Boolean({ default: true, description: 'Keep correct trajectories only.' }),
           },
@@ -426,7 +628,10 @@ const SftStage = object({
     },
     { description: 'AdamW.' },
   ),
-  loss: words(['token_mean', 'seq_mean_token_mean'], { default: 'token_mean', description: 'How token losses of a step are averaged.' }),
+  loss: words(['token_mean', 'seq_mean_token_mean'], {
+    default: 'token_mean',
+    description: 'How token losses of a step are averaged.',
+  }),
 });
 
 const Kl = object({
@@ -435,7 +640,7 @@ const Kl = object({
 });
 
 const RlStage = object({
-  kind: Type.Literal('rl', { description: 'Reinforcement learning from the agent\'s own trajectories.' }),
+  kind: Type.Literal('rl', { description: "Reinforcement learning from the agent's own trajectories." }),
   ...stageFields,
   difficulty: Type.Optional(Difficulty),
   algorithm: object(
@@ -443,44 +648,100 @@ const RlStage = object({
       name: words(['grpo'], { default: 'grpo', description: 'How advantages are computed.' }),
       clip: object(
         {
-          low: Type.Number({ minimum: 0, maximum: 1, default: 0.2, description: 'Ratio is clipped below 1 minus this.' }),
-          high: Type.Number({ minimum: 0, maximum: 100, default: 0.2, description: 'Ratio is clipped above 1 plus this.' }),
-          dual: Type.Optional(Type.Number({ exclusiveMinimum: 1, maximum: 1000, description: 'Dual clip for negative advantages.' })),
+          low: Type.Number({
+            minimum: 0,
+            maximum: 1,
+            default: 0.2,
+            description: 'Ratio is clipped below 1 minus this.',
+          }),
+          high: Type.Number({
+            minimum: 0,
+            maximum: 100,
+            default: 0.2,
+            description: 'Ratio is clipped above 1 plus this.',
+          }),
+          dual: Type.Optional(
+            Type.Number({ exclusiveMinimum: 1, maximum: 1000, description: 'Dual clip for negative advantages.' }),
+          ),
         },
         { default: {}, description: 'Clipping of the probability ratio.' },
       ),
       kl: Type.Optional(
-        Type.Unsafe<0 | Static<typeof Kl>>({ anyOf: [{ type: 'number', const: 0 }, Kl], description: 'KL term to the weights the stage started from; 0 for none.' }),
+        Type.Unsafe<0 | Static<typeof Kl>>({
+          anyOf: [{ type: 'number', const: 0 }, Kl],
+          description: 'KL term to the weights the stage started from; 0 for none.',
+        }),
       ),
-      loss: words(['token_mean', 'seq_mean_token_mean'], { default: 'token_mean', description: 'How token losses of a step are averaged.' }),
+      loss: words(['token_mean', 'seq_mean_token_mean'], {
+        default: 'token_mean',
+        description: 'How token losses of a step are averaged.',
+      }),
       importance: Type.Optional(
         object(
           {
-            level: words(['token', 'sequence'], { default: 'token', description: 'What a correction weight belongs to.' }),
+            level: words(['token', 'sequence'], {
+              default: 'token',
+              description: 'What a correction weight belongs to.',
+            }),
             truncate: Type.Number({ minimum: 1, maximum: 1000, description: 'Largest weight.' }),
-            veto: Type.Optional(Type.Number({ exclusiveMinimum: 0, maximum: 1, description: 'Trajectories with a token ratio below this are masked.' })),
+            veto: Type.Optional(
+              Type.Number({
+                exclusiveMinimum: 0,
+                maximum: 1,
+                description: 'Trajectories with a token ratio below this are masked.',
+              }),
+            ),
           },
           { description: 'Correction for the difference between engine and trainer.' },
         ),
       ),
-      normalize_std: Type.Boolean({ default: true, description: 'Divide advantages by the standard deviation of the group.' }),
+      normalize_std: Type.Boolean({
+        default: true,
+        description: 'Divide advantages by the standard deviation of the group.',
+      }),
     },
     { default: {}, description: 'From rewards to gradients.' },
   ),
   rollout: object(
     {
-      group_size: Type.Integer({ minimum: 2, maximum: 4096, description: 'Trajectories per task, compared with each other.', unit: 'trajectories' }),
+      group_size: Type.Integer({
+        minimum: 2,
+        maximum: 4096,
+        description: 'Trajectories per task, compared with each other.',
+        unit: 'trajectories',
+      }),
       prompts_per_step: count({ maximum: 1_000_000, description: 'Tasks an optimizer step.', unit: 'tasks' }),
-      temperature: Type.Number({ exclusiveMinimum: 0, maximum: 100, default: 1, description: 'Divides the logits, while sampling and in the loss.' }),
-      top_p: share({ exclusiveMinimum: 0, default: 1, description: 'Smallest set of tokens with this much probability.', unit: 'share' }),
-      max_staleness: Type.Integer({ minimum: 0, maximum: 1, default: 0, description: 'Steps the sampling weights may lag behind; 0 is strictly on-policy.', unit: 'steps' }),
+      temperature: Type.Number({
+        exclusiveMinimum: 0,
+        maximum: 100,
+        default: 1,
+        description: 'Divides the logits, while sampling and in the loss.',
+      }),
+      top_p: share({
+        exclusiveMinimum: 0,
+        default: 1,
+        description: 'Smallest set of tokens with this much probability.',
+        unit: 'share',
+      }),
+      max_staleness: Type.Integer({
+        minimum: 0,
+        maximum: 1,
+        default: 0,
+        description: 'Steps the sampling weights may lag behind; 0 is strictly on-policy.',
+        unit: 'steps',
+      }),
     },
     { description: 'Sampling of groups.' },
   ),
   optimizer: object(
     {
       ...optimizerFields,
-      minibatch: Type.Optional(count({ description: 'Tasks (whole groups) an update; `prompts_per_step` when absent, which is on-policy.', unit: 'tasks' })),
+      minibatch: Type.Optional(
+        count({
+          description: 'Tasks (whole groups) an update; `prompts_per_step` when absent, which is on-policy.',
+          unit: 'tasks',
+        }),
+      ),
     },
     { description: 'AdamW.' },
   ),
@@ -507,22 +768,39 @@ const Benchmark = object(
     dataset: object(
       {
         split: Type.String({ description: 'A split of `tasks.splits`.' }),
-        limit: Type.Optional(count({ description: 'Take this many questions, the same for every checkpoint.', unit: 'questions' })),
+        limit: Type.Optional(
+          count({ description: 'Take this many questions, the same for every checkpoint.', unit: 'questions' }),
+        ),
         seed: seed('Chooses the questions; derived from the root seed when absent.'),
       },
       { description: 'What is asked.' },
     ),
     samples: count({ default: 1, maximum: 1024, description: 'k: trajectories per question.', unit: 'trajectories' }),
-    metrics: Type.Array(words(['avg@k', 'pass@k'], { description: 'A metric.' }), { minItems: 1, uniqueItems: true, default: ['avg@k'], description: 'What is reported, with 95 % intervals.' }),
+    metrics: Type.Array(words(['avg@k', 'pass@k'], { description: 'A metric.' }), {
+      minItems: 1,
+      uniqueItems: true,
+      default: ['avg@k'],
+      description: 'What is reported, with 95 % intervals.',
+    }),
     after: Type.Unsafe<string | string[]>({
       anyOf: [{ type: 'string' }, { type: 'array', items: { type: 'string' }, minItems: 1, uniqueItems: true }],
       default: 'last',
       description: '`base`, `last` or stages whose checkpoints are measured.',
     }),
-    context_length: Type.Optional(tokens({ minimum: 64, description: 'Tokens a trajectory may have; that of the longest stage when absent.' })),
+    context_length: Type.Optional(
+      tokens({ minimum: 64, description: 'Tokens a trajectory may have; that of the longest stage when absent.' }),
+    ),
     sampling: object({ ...Sampling.properties }, { default: {}, description: 'How completions are sampled.' }),
-    max_turns: Type.Optional(count({ maximum: 10_000, description: 'Completions before the answer is forced; `agent.max_turns` when absent.', unit: 'turns' })),
-    max_turn_tokens: Type.Optional(tokens({ minimum: 8, description: 'Length of one completion; `agent.max_turn_tokens` when absent.' })),
+    max_turns: Type.Optional(
+      count({
+        maximum: 10_000,
+        description: 'Completions before the answer is forced; `agent.max_turns` when absent.',
+        unit: 'turns',
+      }),
+    ),
+    max_turn_tokens: Type.Optional(
+      tokens({ minimum: 8, description: 'Length of one completion; `agent.max_turn_tokens` when absent.' }),
+    ),
     reward: Type.Optional(overrides(Reward, { description: 'Differences from `reward`.' })),
     seed: seed('Seed of the sampling; derived from the root seed when absent.'),
   },
@@ -532,8 +810,12 @@ const Benchmark = object(
 const Budget = object(
   {
     tokens: Type.Optional(count({ maximum: 1e15, description: 'Sampled tokens.', unit: 'tokens', key: false })),
-    tool_calls: Type.Optional(count({ maximum: 1e15, description: 'Calls of search and visit.', unit: 'calls', key: false })),
-    gpu_hours: Type.Optional(Type.Number({ minimum: 0, maximum: 1e9, description: 'GPU time.', unit: 'hours', key: false })),
+    tool_calls: Type.Optional(
+      count({ maximum: 1e15, description: 'Calls of search and visit.', unit: 'calls', key: false }),
+    ),
+    gpu_hours: Type.Optional(
+      Type.Number({ minimum: 0, maximum: 1e9, description: 'GPU time.', unit: 'hours', key: false }),
+    ),
     on_exceed: words(['pause', 'stop'], { default: 'pause', description: 'What happens at the bound.', key: false }),
   },
   { description: 'Bounds on what a run may use.' },
@@ -543,9 +825,18 @@ export const Experiment = object(
   {
     api_version: Type.Literal('exp/v1', { description: 'Version of this language.', key: false }),
     extends: Type.Optional(
-      Type.Array(path({ description: 'A spec.' }), { maxItems: 32, description: 'Specs this one is laid over, left to right.', composed: true }),
+      Type.Array(path({ description: 'A spec.' }), {
+        maxItems: 32,
+        description: 'Specs this one is laid over, left to right.',
+        composed: true,
+      }),
     ),
-    name: Type.String({ pattern: '^[a-z][a-z0-9_-]{0,62}$', code: 'NAME', description: 'Name of the experiment.', key: false }),
+    name: Type.String({
+      pattern: '^[a-z][a-z0-9_-]{0,62}$',
+      code: 'NAME',
+      description: 'Name of the experiment.',
+      key: false,
+    }),
     description: Type.Optional(Type.String({ maxLength: 10_000, description: 'What it is about.', key: false })),
     seed: Type.Integer({ minimum: 0, maximum: 2_147_483_647, default: 0, description: 'Root of all seeds.' }),
     vars: Type.Optional(
@@ -563,11 +854,27 @@ export const Experiment = object(
     agent: Type.Unsafe<Static<typeof Agent>>({ ...Agent, default: {} }),
     reward: Type.Unsafe<Static<typeof Reward>>({ ...Reward, default: {} }),
     judge: Type.Optional(Judge),
-    curriculum: named(Stage, { minProperties: 0, default: {}, description: 'Stages, by name; they run in the order of their references.' }),
+    curriculum: named(Stage, {
+      minProperties: 0,
+      default: {},
+      description: 'Stages, by name; they run in the order of their references.',
+    }),
     benchmarks: named(Benchmark, { minProperties: 0, default: {}, description: 'Benchmarks, by name.' }),
-    benchmark_defaults: Type.Optional(overrides(Benchmark, { description: 'What benchmarks say unless they say otherwise.', composed: true })),
+    benchmark_defaults: Type.Optional(
+      overrides(Benchmark, { description: 'What benchmarks say unless they say otherwise.', composed: true }),
+    ),
     tracking: Type.Optional(
-      object({ mlflow_experiment: Type.String({ minLength: 1, maxLength: 200, description: 'Experiment in MLflow; the name of this one when absent.', key: false }) }, { description: 'Where numbers are shown.' }),
+      object(
+        {
+          mlflow_experiment: Type.String({
+            minLength: 1,
+            maxLength: 200,
+            description: 'Experiment in MLflow; the name of this one when absent.',
+            key: false,
+          }),
+        },
+        { description: 'Where numbers are shown.' },
+      ),
     ),
     budget: Type.Optional(Budget),
   },

@@ -2,7 +2,15 @@ import { type Static, Type } from 'typebox';
 import { ContentHash } from './artifact.ts';
 
 export const NODE_KINDS = [
-  'corpus', 'index', 'tasks', 'trajectories', 'profile', 'sft', 'rl', 'benchmark', 'report',
+  'corpus',
+  'index',
+  'tasks',
+  'trajectories',
+  'profile',
+  'sft',
+  'rl',
+  'benchmark',
+  'report',
 ] as const;
 export const NodeKind = Type.Unsafe<(typeof NODE_KINDS)[number]>({ type: 'string', enum: NODE_KINDS });
 export type NodeKind = (typeof NODE_KINDS)[number];
@@ -10,7 +18,9 @@ export type NodeKind = (typeof NODE_KINDS)[number];
 /** A vertex of the plan. `kind` decides which activity runs it; `parameters` is what its key was made from. */
 export const PlanNode = Type.Object(
   {
-    id: Type.String({ description: 'corpus, index, tasks, cold_start.trajectories, cold_start, stage1.profile, held_out.base …' }),
+    id: Type.String({
+      description: 'corpus, index, tasks, cold_start.trajectories, cold_start, stage1.profile, held_out.base …',
+    }),
     kind: NodeKind,
     kind_version: Type.Integer({ minimum: 1 }),
     key: ContentHash,

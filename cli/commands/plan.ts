@@ -93,7 +93,9 @@ export function artifactLookup({ store }: Pick<Stack, 'store'>): ArtifactLookup 
       }),
     );
     // Parents may be of another plan: whether they are still current matters too.
-    const parents = found.flatMap(([, { inputs }]) => inputs.map(({ key }) => key)).filter((key) => !keys.includes(key));
+    const parents = found
+      .flatMap(([, { inputs }]) => inputs.map(({ key }) => key))
+      .filter((key) => !keys.includes(key));
     const current = await store.findAll(parents);
     const others = [...current.values()].map(({ key, generation, digest }): [string, FoundArtifact] => [
       key,
@@ -108,7 +110,14 @@ export function planToJson({ run_key, name, arms }: Plan, actions: readonly Node
   return {
     name,
     run_key,
-    nodes: nodes.map(({ id, kind, key, inputs }, index) => ({ id, kind, key, inputs, action: actions[index]?.action, reason: actions[index]?.reason })),
+    nodes: nodes.map(({ id, kind, key, inputs }, index) => ({
+      id,
+      kind,
+      key,
+      inputs,
+      action: actions[index]?.action,
+      reason: actions[index]?.reason,
+    })),
   };
 }
 
@@ -116,9 +125,25 @@ export function showPlan({ name, profile, arms }: Plan, actions: readonly NodeAc
   const nodes = arms.flatMap((arm) => arm.nodes);
   const running = actions.filter(({ action }) => action === 'run').length;
   const terminal = detectTerminal(io);
-  const columns = [{ title: 'node' }, { title: 'kind' }, { title: 'key' }, { title: 'action' }, { title: 'estimate' }, { title: 'reason' }];
-  const rows = nodes.map((node, index) => [node.id, node.kind, keyText(node), actions[index]?.action ?? '', estimateText(node, nodes), actions[index]?.reason ?? '']);
-  io.out(`${name} on profile ${profile}: ${running} of ${nodes.length} nodes run, ${nodes.length - running} are reused`);
+  const columns = [
+    { title: 'node' },
+    { title: 'kind' },
+    { title: 'key' },
+    { title: 'action' },
+    { title: 'estimate' },
+    { title: 'reason' },
+  ];
+  const rows = nodes.map((node, index) => [
+    node.id,
+    node.kind,
+    keyText(node),
+    actions[index]?.action ?? '',
+    estimateText(node, nodes),
+    actions[index]?.reason ?? '',
+  ]);
+  io.out(
+    `${name} on profile ${profile}: ${running} of ${nodes.length} nodes run, ${nodes.length - running} are reused`,
+  );
   for (const line of renderTable(terminal, columns, rows)) io.out(line);
 }
 

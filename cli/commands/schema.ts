@@ -25,7 +25,11 @@ export const command: Command = {
     if (values.check) return check(io);
     const [name = 'experiment'] = positionals;
     if (!SCHEMA_NAMES.includes(name)) {
-      throw new ExpError('USAGE', 'exp schema', `there is no schema ${JSON.stringify(name.slice(0, 40))}; ${didYouMean(name, SCHEMA_NAMES) ?? `there are ${SCHEMA_NAMES.join(', ')}`}`);
+      throw new ExpError(
+        'USAGE',
+        'exp schema',
+        `there is no schema ${JSON.stringify(name.slice(0, 40))}; ${didYouMean(name, SCHEMA_NAMES) ?? `there are ${SCHEMA_NAMES.join(', ')}`}`,
+      );
     }
     io.out(JSON.stringify(jsonSchema(name), null, 2));
     return ExitCode.done;

@@ -27,7 +27,13 @@ Exit code 0 when the spec is valid; models or data that are not here yet are lis
       },
     });
     const { spec, overrides } = splitPositionals(positionals, 'exp validate');
-    const { problems, warnings, unknown, texts } = await planSpec({ spec, overrides, overlays: values.overlay, profile: values.profile, env: io.env });
+    const { problems, warnings, unknown, texts } = await planSpec({
+      spec,
+      overrides,
+      overlays: values.overlay,
+      profile: values.profile,
+      env: io.env,
+    });
     if (values.json) {
       io.out(JSON.stringify({ problems: problemsToJson(problems), warnings: problemsToJson(warnings), unknown }));
     } else {
@@ -44,12 +50,22 @@ export function splitPositionals(positionals: readonly string[], at: string): { 
   const [spec, ...overrides] = positionals;
   if (spec === undefined || isOverride(spec)) throw new ExpError('USAGE', at, 'missing SPEC, the path of a spec');
   const stray = overrides.find((argument) => !isOverride(argument));
-  if (stray !== undefined) throw new ExpError('USAGE', at, `${JSON.stringify(stray.slice(0, 80))} is no override; write key=value, +key=value or ~key`);
+  if (stray !== undefined)
+    throw new ExpError(
+      'USAGE',
+      at,
+      `${JSON.stringify(stray.slice(0, 80))} is no override; write key=value, +key=value or ~key`,
+    );
   return { spec, overrides };
 }
 
 /** What does not make a spec invalid, but should be known. */
-export function showRest(warnings: Awaited<ReturnType<typeof planSpec>>['warnings'], unknown: readonly string[], io: CommandIo): void {
-  for (const { file, line, column, code, message } of warnings) io.err(`${file}:${line}:${column}: warning: ${code}: ${message}`);
+export function showRest(
+  warnings: Awaited<ReturnType<typeof planSpec>>['warnings'],
+  unknown: readonly string[],
+  io: CommandIo,
+): void {
+  for (const { file, line, column, code, message } of warnings)
+    io.err(`${file}:${line}:${column}: warning: ${code}: ${message}`);
   for (const lack of unknown) io.err(`missing: ${lack}`);
 }

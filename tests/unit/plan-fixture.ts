@@ -26,7 +26,8 @@ export function planOptions(options: Partial<LoadPlanOptions> = {}): LoadPlanOpt
   };
 }
 
-export const planFile = (path: string, options: Partial<LoadPlanOptions> = {}): Promise<LoadedPlan> => loadPlan(path, planOptions(options));
+export const planFile = (path: string, options: Partial<LoadPlanOptions> = {}): Promise<LoadedPlan> =>
+  loadPlan(path, planOptions(options));
 
 /** The nodes of a spec that must be valid. */
 export async function nodesOf(path: string, options: Partial<LoadPlanOptions> = {}): Promise<PlanNode[]> {
@@ -35,7 +36,8 @@ export async function nodesOf(path: string, options: Partial<LoadPlanOptions> = 
   return plan.arms.flatMap(({ nodes }) => nodes);
 }
 
-export const keysOf = (nodes: readonly PlanNode[]): Record<string, string> => Object.fromEntries(nodes.map(({ id, key }) => [id, key]));
+export const keysOf = (nodes: readonly PlanNode[]): Record<string, string> =>
+  Object.fromEntries(nodes.map(({ id, key }) => [id, key]));
 
 /** A folder with files, for specs that are made by a test. */
 export function folderWith(files: Record<string, string | Uint8Array>): string {
@@ -45,4 +47,5 @@ export function folderWith(files: Record<string, string | Uint8Array>): string {
 }
 
 /** Codes and places as `CODE line:column`, in order. */
-export const found = ({ problems }: LoadedPlan): string[] => problems.map(({ code, line, column }) => `${code} ${line}:${column}`);
+export const found = ({ problems }: LoadedPlan): string[] =>
+  problems.map(({ code, line, column }) => `${code} ${line}:${column}`);

@@ -93,12 +93,15 @@ describe('every problem is found at its place', () => {
   });
 
   test('no fixture is left out', () => {
-    const names = readdirSync(SPECS).filter((file) => file.endsWith('.yaml')).map((file) => file.replace('.yaml', ''));
+    const names = readdirSync(SPECS)
+      .filter((file) => file.endsWith('.yaml'))
+      .map((file) => file.replace('.yaml', ''));
     expect(names.sort()).toEqual(Object.keys(EXPECTED).sort());
   });
 });
 
-const problemOf = async (name: string) => (await planFile(join(SPECS, `${name}.yaml`))).problems[0] ?? { hint: undefined, message: '', file: '' };
+const problemOf = async (name: string) =>
+  (await planFile(join(SPECS, `${name}.yaml`))).problems[0] ?? { hint: undefined, message: '', file: '' };
 
 describe('a problem teaches', () => {
   test.each([
@@ -131,7 +134,8 @@ describe('a problem teaches', () => {
 
 /** Inputs that are better made than kept: bytes, sizes, things that are not files. */
 describe('what cannot be kept as a fixture', () => {
-  const spec = async (content: string | Uint8Array) => planFile(join(folderWith({ 'spec.yaml': content }), 'spec.yaml'));
+  const spec = async (content: string | Uint8Array) =>
+    planFile(join(folderWith({ 'spec.yaml': content }), 'spec.yaml'));
   const bytes = (...values: number[]): Uint8Array => Uint8Array.from(values);
 
   test.each([
@@ -141,7 +145,11 @@ describe('what cannot be kept as a fixture', () => {
     ['B11: a key of 2 MB', `${'k'.repeat(2_000_000)}: 1`, 'SIZE 1:1'],
     ['more than 20,000 values', `vars: [${'1,'.repeat(20_001)}]`, 'SIZE 1:40004'],
     ['B12: an empty file', '', 'EMPTY 1:1'],
-    ['B15: invalid UTF-8 in line 2', Buffer.concat([Buffer.from('a: 1\nb: '), bytes(0xff, 0xfe, 0x41)]), 'ENCODING 2:4'],
+    [
+      'B15: invalid UTF-8 in line 2',
+      Buffer.concat([Buffer.from('a: 1\nb: '), bytes(0xff, 0xfe, 0x41)]),
+      'ENCODING 2:4',
+    ],
     ['B15: UTF-16', Buffer.from('\ufeffname: x', 'utf16le'), 'ENCODING 1:1'],
     ['B15: NUL', 'name: a\0b', 'CONTROL_CHAR 1:8'],
     ['a direction override in a comment', '# \u202e\nname: x', 'CONTROL_CHAR 1:3'],

@@ -1,0 +1,94 @@
+import { describe, expect, test } from 'vitest';
+import { estimateNode } from '../../plan/estimate.ts';
+import { decideActions, type FoundArtifact } from '../../plan/reuse.ts';
+import type { PlanNode } from '../../schemas/plan.ts';
+import { multihop, nodesOf, quickstart } from './plan-fixture.ts';
+
+/** A store in which the named nodes have artifacts, made from each other. */
+function storeOf(nodes: readonly PlanNode[], present: readonly string[]): Map<string, FoundArtifact> {
+  const digest = (id: string): string => `digest of ${id}`;
+  const keyOf = (id: string): string => nodes.find((node) => node.id === id)?.key ?? '';
+  return new Map(
+    nodes
+      .filter(({ id }) => present.includes(id))
+      .map(({ id, key, inputs }) => [
+        key,
+        {
+          generation: 1,
+          digest: digest(id),
+          made_with: { torch: '2.13.0' },
+          created_at: '2026-11-21T08:09:10Z',
+          inputs: inputs.map((input) => ({ key: keyOf(input), digest: digest(input) })),
+        },
+      ]),
+  );
+}
+
+const actionsOf = async (nodes: readonly PlanNode[], store: Map<string, FoundArtifact>) =>
+  Object.fromEntries(
+    (await decideActions(nodes, async () => store)).map(({ id, action, reason }) => [id, { action, reason }]),
+  );
+
+describe('reuse', () => {
+  test('a node with a current artifact is reused, and says what made it', async () => {
+    const nodes = await nodesOf(quickstart);
+    const actions = await actionsOf(nodes, storeOf(nodes, ['corpus', 'index']));
+    expect(actions['index']).toEqual({ action: 'reuse', reason: 'made 2026-11-21 08:09 with torch 2.13.0' });
+    expect(actions['tasks']).toEqual({ action: 'run', reason: 'no artifact has this key' });
+  });
+
+  test('an artifact whose input runs again may not be counted on', async () => {
+    const nodes = await nodesOf(quickstart);
+    const actions = await actionsOf(nodes, storeOf(nodes, ['index', 'tasks']));
+    expect(actions['index']).toEqual({ action: 'run', reason: 'corpus runs; reused only if that comes out as before' });
+  });
+
+  test('an artifact whose input has been made anew is not reused', async () => {
+    const nodes = await nodesOf(quickstart);
+    const store = storeOf(nodes, ['corpus', 'index']);
+    const corpus = nodes[0]?.key as string;
+    store.set(corpus, { ...(store.get(corpus) as FoundArtifact), digest: 'another' });
+    expect((await actionsOf(nodes, store))['index']).toEqual({
+      action: 'run',
+      reason: 'corpus has been made anew since',
+    });
+  });
+
+  test('a node whose key is unknown runs, and says what is not known', async () => {
+    const nodes = await nodesOf(multihop);
+    const { corpus } = await actionsOf(nodes, storeOf(nodes, ['corpus']));
+    expect(corpus).toMatchObject({
+      action: 'run',
+      reason: expect.stringContaining('${env:DATA_DIR}/qa_hotpotqa_dev500/corpus.jsonl not known'),
+    });
+  });
+
+  test('without a stack nothing is known of artifacts', async () => {
+    const actions = await decideActions(await nodesOf(quickstart), null);
+    expect(new Set(actions.map(({ action, reason }) => `${action}: ${reason}`))).toEqual(
+      new Set(['run: stack is down: reuse unknown']),
+    );
+  });
+});
+
+describe('estimates', () => {
+  test('count rollouts, and bound tokens and calls', async () => {
+    const nodes = await nodesOf(quickstart, {
+      overrides: [
+        'curriculum.stage1.difficulty={ tasks: 10, rollouts: 4, keep: { min_passes: 1, max_passes: 3 } }',
+        'agent.max_turns=4',
+        'curriculum.stage1.context_length=1000',
+        'curriculum.stage1.until={ steps: 3 }',
+        'curriculum.stage1.rollout={ group_size: 4, prompts_per_step: 5 }',
+      ],
+    });
+    const estimate = (id: string) => estimateNode(nodes.find((node) => node.id === id) as PlanNode, nodes);
+    expect(estimate('stage1.profile')).toEqual({ rollouts: 40, tokens_at_most: 40_000, tool_calls_at_most: 160 });
+    expect(estimate('stage1')).toEqual({ rollouts: 60, tokens_at_most: 60_000, tool_calls_at_most: 240 });
+  });
+
+  test('are unknown where the spec does not say how many tasks there are', async () => {
+    const nodes = await nodesOf(multihop, { overrides: ['~curriculum.difficulty_of_base.difficulty.tasks'] });
+    expect(estimateNode(nodes.find(({ kind }) => kind === 'profile') as PlanNode, nodes)).toBeNull();
+  });
+});
