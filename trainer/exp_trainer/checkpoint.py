@@ -1,0 +1,81 @@
+"""Weights, optimizer and step of a stage on disk. Safetensors and JSON only: nothing here can run code."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .chain import LORA_METADATA, PEFT_PREFIX
+from .errors import TrainerError
+from .files import replace_directory
+from .optimizer import load_optimizer_tensors, optimizer_tensors
+from .policy import AdapterSpec, Policy
+
+WEIGHTS = {True: "adapter.safetensors", False: "model.safetensors"}
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer_state.json"
+
+
+def save_checkpoint(
+    directory: Path, policy: Policy, optimizer: torch.optim.AdamW, state: Mapping[str, Any]
+) -> dict[str, str]:
+    """Write a checkpoint, whole or not at all; the names of its files."""
+    weights = WEIGHTS[policy.adapter is not None]
+    with replace_directory(directory) as part:
+        save_weights(part / weights, policy)
+        save_file(_contiguous(optimizer_tensors(optimizer, policy.parameters)), part / OPTIMIZER)
+        rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
+        (part / STATE).write_text(json.dumps({**state, "rng": rng}, indent=1, sort_keys=True))
+    return {"weights": weights, "optimizer": OPTIMIZER, "state": STATE}
+
+
+def save_weights(path: Path, policy: Policy) -> None:
+    """The trained weights alone, as a link of a merge chain.
+
+    Exactly one metadata key: with several, safetensors writes them in random order, and equal weights would
+    no longer be equal bytes.
+    """
+    tensors = {_file_name(name): tensor.detach() for name, tensor in policy.parameters.items()}
+    metadata = {"format": "pt"} if policy.adapter is None else {LORA_METADATA: _lora_metadata(policy.adapter)}
+    save_file(_contiguous(tensors), path, metadata=metadata)
+
+
+def load_checkpoint(directory: Path, policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Put a checkpoint's weights, moments and RNG in place; its state."""
+    weights = directory / WEIGHTS[policy.adapter is not None]
+    for path in (weights, directory / OPTIMIZER, directory / STATE):
+        if not path.is_file():
+            raise TrainerError("CHECKPOINT_MISSING", f"{path} does not exist")
+    tensors = load_file(weights)
+    expected = {_file_name(name): parameter for name, parameter in policy.parameters.items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in expected.items()}:
+        raise TrainerError("CHECKPOINT_MISMATCH", f"{weights} was made for another base or adapter")
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(tensors[name])
+    load_optimizer_tensors(optimizer, policy.parameters, load_file(directory / OPTIMIZER))
+    state: dict[str, Any] = json.loads((directory / STATE).read_text())
+    rng = bytearray(base64.b64decode(state.pop("rng")))
+    torch.set_rng_state(torch.frombuffer(rng, dtype=torch.uint8))
+    return state
+
+
+def _file_name(parameter_name: str) -> str:
+    """peft's file format: prefixed, and without the adapter's name inside the model."""
+    if ".lora_" not in parameter_name:
+        return parameter_name
+    return PEFT_PREFIX + parameter_name.replace(".default.weight", ".weight")
+
+
+def _lora_metadata(adapter: AdapterSpec) -> str:
+    return json.dumps(asdict(adapter), sort_keys=True)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,131 @@
+"""The policy being trained: a base with its merged parents, and a fresh adapter or its own full weights."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .errors import TrainerError
+from .lora import fuse_lora
+from .model import final_hidden, refuse_unsupported
+from .progress import Progress
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """LoRA on the named linear layers; by default on all but the output head."""
+
+    lora_rank: int
+    lora_alpha: float
+    target: str | list[str] = "all-linear"
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> "AdapterSpec":
+        """Read the adapter from the wire; alpha defaults to twice the rank."""
+        unknown = set(value) - {"lora_rank", "lora_alpha", "target"}
+        if unknown or "lora_rank" not in value:
+            raise TrainerError("ADAPTER_INVALID", f"unknown {sorted(unknown)}" if unknown else "no lora_rank")
+        rank = int(value["lora_rank"])
+        return cls(rank, float(value.get("lora_alpha") or 2 * rank), value.get("target") or "all-linear")
+
+
+class Policy:
+    """Hidden states, output head and trainable parameters of one model; adapters and their gradients are fp32."""
+
+    def __init__(self, model: PreTrainedModel, adapter: AdapterSpec | None, *, dtype: torch.dtype, seed: int) -> None:
+        refuse_unsupported(model)
+        self.adapter = adapter
+        self.dtype = dtype
+        if adapter is None:
+            self._peft: PeftModel | None = None
+            self.model: Any = model
+        else:
+            self._peft = _add_adapter(model, adapter, seed)
+            self.model = self._peft.get_base_model()
+        self.device = next(model.parameters()).device
+        self.parameters: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+    @property
+    def head_VH(self) -> Tensor:
+        """The output head; logits are hidden states times its transpose."""
+        return self.model.get_output_embeddings().weight
+
+    def hidden_states(self, token_ids_BT: Tensor) -> Tensor:
+        """Last hidden states [B, T, H] of right-padded sequences; padding is computed and must be ignored."""
+        return final_hidden(self.model, token_ids_BT.to(self.device), self._autocast())
+
+    def reference(self) -> Any:
+        """A block in which the adapter is off, so the policy is its own starting point."""
+        if self._peft is None:
+            raise TrainerError(
+                "KL_REFERENCE", "the KL reference is the base without its adapter; full training has none"
+            )
+        return self._peft.disable_adapter()
+
+    def tick_layers(self, progress: Progress) -> None:
+        """Count every layer's forward and backward as work done, so long micro-batches still show progress."""
+
+        def on_forward(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            progress.tick()
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _gradient: progress.tick())
+
+        for layer in self.model.get_decoder().layers:
+            layer.register_forward_hook(on_forward)
+
+    @contextmanager
+    def checkpointed(self, active: bool) -> Iterator[None]:
+        """A block in which layers keep only their inputs for backward and compute the rest again."""
+        if not active:
+            yield
+            return
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model.train()  # transformers checkpoints only in training mode
+        try:
+            yield
+        finally:
+            self.model.gradient_checkpointing_disable()
+            self.model.eval()
+
+    def _autocast(self) -> Any:
+        """Full training keeps fp32 master weights and computes in bf16 where asked."""
+        if self.adapter is None and self.dtype != torch.float32:
+            return torch.autocast(self.device.type, self.dtype)
+        return nullcontext()
+
+
+def _add_adapter(model: PreTrainedModel, adapter: AdapterSpec, seed: int) -> PeftModel:
+    model.requires_grad_(False)
+    config = LoraConfig(
+        r=adapter.lora_rank,
+        lora_alpha=adapter.lora_alpha,  # pyright: ignore[reportArgumentType] (peft divides it; any number does)
+        target_modules=adapter.target,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft = get_peft_model(model, config, autocast_adapter_dtype=True)
+    _initialize(peft, seed)
+    fuse_lora(peft)
+    return peft
+
+
+@torch.no_grad()
+def _initialize(peft: PeftModel, seed: int) -> None:
+    """A uniform as in arXiv:2106.09685's code, B zero; drawn in fp32 in name order, so the base's dtype has no say."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(peft.named_parameters()):
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(parameter.shape[1])
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+        elif ".lora_B." in name:
+            parameter.zero_()

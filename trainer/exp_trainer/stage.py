@@ -1,0 +1,147 @@
+"""The trainer's state for one stage: what the server's methods act on."""
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from .chain import open_chain
+from .checkpoint import load_checkpoint, save_checkpoint, save_weights
+from .data import read_batch, read_for_scoring, write_scores
+from .errors import TrainerError
+from .loss import parse_loss_spec
+from .merge import DTYPES, merge
+from .model import load_model
+from .optimizer import OptimizerSpec, build_optimizer, learning_rate_at
+from .policy import AdapterSpec, Policy
+from .progress import Progress
+from .step import score, train_step
+
+# Padded tokens of a micro-batch when the caller does not say: on a CPU, more cost memory and padding and win nothing.
+DEFAULT_MICRO_BATCH_TOKENS = 1024
+
+
+class Stage:
+    """One stage's policy and optimizer between `open` and `close`."""
+
+    def __init__(self, params: Mapping[str, Any], progress: Progress) -> None:
+        self.stage_key: str = params["stage_key"]
+        self._progress = progress
+        self._base = Path(params["base_dir"])
+        self._parents = [Path(path) for path in params.get("parents") or []]
+        self._checkpoint_activations: bool | None = params.get("activation_checkpointing")
+        _set_threads(params)
+        adapter = None if params.get("adapter") is None else AdapterSpec.parse(params["adapter"])
+        self._dtype = resolve_dtype(params.get("dtype") or "auto")
+        self._spec = OptimizerSpec.parse(params["optimizer"])
+        torch.manual_seed(int(params["seed"]))
+        self._policy = self._load_policy(adapter, int(params["seed"]))
+        self._optimizer = build_optimizer(self._policy.parameters, self._spec)
+        self.step = 0
+        # Every finished step by its id, so that a repeated request gets the same answer.
+        self._results: dict[str, dict[str, Any]] = {}
+        if params.get("resume_dir") is not None:
+            self._resume(Path(params["resume_dir"]))
+
+    def describe(self) -> dict[str, Any]:
+        """What `open` answers: where the stage stands and what computes it."""
+        return {
+            "step": self.step,
+            "trainable_parameters": sum(p.numel() for p in self._policy.parameters.values()),
+            "parameters": sum(p.numel() for p in self._policy.model.parameters()),
+            "dtype": self._dtype,
+            "device": str(self._policy.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def train(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """One optimizer step; the recorded answer when this step was already taken."""
+        step_id, step = str(params["step_id"]), int(params["step"])
+        if step_id in self._results:
+            return {**self._results[step_id], "repeated": True}
+        if step != self.step + 1:
+            raise TrainerError("STEP_ORDER", f"step {step} was asked for after step {self.step}")
+        loss = parse_loss_spec(params["loss"])
+        sequences = read_batch(Path(params["batch"]), policy_gradient=loss.kind == "policy_gradient")
+        with self._progress.phase("step"):
+            metrics = train_step(
+                self._policy,
+                self._optimizer,
+                sequences,
+                loss,
+                learning_rate=learning_rate_at(step, self._spec),
+                max_grad_norm=self._spec.max_grad_norm,
+                micro_batch_tokens=int(params.get("micro_batch_tokens") or DEFAULT_MICRO_BATCH_TOKENS),
+                checkpoint_activations=self._checkpoint_activations,
+                progress=self._progress,
+            )
+        self.step = step
+        self._results[step_id] = {"step": step, "repeated": False, "metrics": metrics}
+        return self._results[step_id]
+
+    def score(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Logprobs of each token of a batch or trajectory shard, into a Parquet file."""
+        id_column, sequences = read_for_scoring(Path(params["batch"]), float(params["temperature"]))
+        with self._progress.phase("scoring"):
+            scores = score(
+                self._policy,
+                sequences,
+                progress=self._progress,
+                micro_batch_tokens=int(params.get("micro_batch_tokens") or DEFAULT_MICRO_BATCH_TOKENS),
+            )
+        write_scores(Path(params["out"]), id_column, [item.sequence_id for item in sequences], scores)
+        return {"sequences": len(sequences), "tokens": sum(len(item.token_ids_T) for item in sequences)}
+
+    def save(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint that `open` can resume from."""
+        state = {"stage_key": self.stage_key, "step": self.step, "results": self._results}
+        with self._progress.phase("saving"):
+            files = save_checkpoint(Path(params["dir"]), self._policy, self._optimizer, state)
+        return {"step": self.step, "files": files}
+
+    def export(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The merged weights as a directory to serve."""
+        with self._progress.phase("exporting"), TemporaryDirectory(prefix="exp-export-") as folder:
+            own = Path(folder) / "own.safetensors"
+            save_weights(own, self._policy)
+            merge(self._base, [*self._parents, own], Path(params["dir"]), params["export_dtype"], self._progress.tick)
+        return {"step": self.step, "bytes": sum(file.stat().st_size for file in Path(params["dir"]).iterdir())}
+
+    def _load_policy(self, adapter: AdapterSpec | None, seed: int) -> Policy:
+        # Full training keeps fp32 master weights whatever it computes in.
+        held = torch.float32 if adapter is None else DTYPES[self._dtype]
+        with self._progress.phase("loading"):
+            model: Any = load_model(self._base, held, open_chain(self._parents))
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            policy = Policy(model, adapter, dtype=DTYPES[self._dtype], seed=seed)
+        policy.tick_layers(self._progress)
+        return policy
+
+    def _resume(self, directory: Path) -> None:
+        with self._progress.phase("loading"):
+            state = load_checkpoint(directory, self._policy, self._optimizer)
+        if state["stage_key"] != self.stage_key:
+            raise TrainerError("CHECKPOINT_MISMATCH", f"{directory} belongs to stage {state['stage_key']}")
+        self.step, self._results = state["step"], state["results"]
+
+
+def resolve_dtype(dtype: str) -> str:
+    """`auto` is bfloat16 where the hardware multiplies it, else float32: emulated bf16 is slower than fp32."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise TrainerError("DTYPE", f"{dtype!r} is none of auto, float32, bfloat16")
+    if dtype != "auto":
+        return dtype
+    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def _set_threads(params: Mapping[str, Any]) -> None:
+    """Per thread in OpenMP, so this must run on the thread that computes."""
+    if params.get("threads"):
+        torch.set_num_threads(int(params["threads"]))
+    torch.use_deterministic_algorithms(bool(params.get("deterministic", False)))

@@ -1,0 +1,161 @@
+"""Steps, their order and repetition, learning, resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_rows, write_batch
+
+from exp_trainer.errors import TrainerError
+from exp_trainer.optimizer import OptimizerSpec, learning_rate_at
+from exp_trainer.progress import Progress
+from exp_trainer.stage import Stage
+
+
+def open_stage(base_dir: Path, **params: object) -> Stage:
+    return Stage(
+        {
+            "stage_key": "k",
+            "base_dir": str(base_dir),
+            "adapter": {"lora_rank": 4},
+            "optimizer": {"learning_rate": 0.01},
+            "dtype": "float32",
+            "threads": 1,
+            "deterministic": True,
+            "seed": 1,
+            **params,
+        },
+        Progress(),
+    )
+
+
+def take(opened: Stage, batch: Path, step: int, kind: str = "cross_entropy") -> dict:
+    return opened.train({"step_id": f"id-{step}", "step": step, "batch": str(batch), "loss": {"kind": kind}})
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Path:
+    return write_batch(tmp_path / "batch.parquet", make_rows(4))
+
+
+def weights(opened: Stage) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in opened._policy.parameters.values()])
+
+
+@pytest.mark.parametrize("adapter", [{"lora_rank": 4}, None], ids=["lora", "full"])
+def test_the_loss_of_a_repeated_batch_falls(base_dir: Path, batch: Path, adapter: dict | None) -> None:
+    opened = open_stage(base_dir, adapter=adapter)
+    losses = [take(opened, batch, step)["metrics"]["loss"] for step in range(1, 13)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_policy_gradient_raises_what_has_a_positive_advantage(base_dir: Path, tmp_path: Path) -> None:
+    rows = make_rows(4, temperature=1.0, weight=1.0)
+    for row in rows:
+        row["advantages"] = [1.0 if row["sequence_id"] in ("s0", "s1") else -1.0] * len(row["mask"])
+    batch = write_batch(tmp_path / "pg.parquet", rows)
+    good, bad = (
+        write_batch(tmp_path / f"{name}.parquet", part) for name, part in (("good", rows[:2]), ("bad", rows[2:]))
+    )
+    opened = open_stage(base_dir)
+    still = {"optimizer": {"learning_rate": 0.0}}
+    losses = [take(open_stage(base_dir, **still), part, 1)["metrics"]["loss"] for part in (good, bad)]
+    for step in range(1, 5):
+        take(opened, batch, step, kind="policy_gradient")
+    opened._spec = OptimizerSpec(learning_rate=0.0)
+    after = [take(opened, good, 5)["metrics"]["loss"], take(opened, bad, 6)["metrics"]["loss"]]
+    assert after[0] < losses[0]
+    assert after[1] > losses[1]
+
+
+def test_a_repeated_step_id_is_answered_and_changes_nothing(base_dir: Path, batch: Path) -> None:
+    opened = open_stage(base_dir)
+    first = take(opened, batch, 1)
+    before = weights(opened).clone()
+    again = take(opened, batch, 1)
+    assert again == {**first, "repeated": True}
+    assert torch.equal(weights(opened), before)
+    assert opened.step == 1
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_step_out_of_order_is_refused(base_dir: Path, batch: Path, step: int) -> None:
+    with pytest.raises(TrainerError) as caught:
+        take(open_stage(base_dir), batch, step)
+    assert caught.value.code == "STEP_ORDER"
+
+
+def test_a_failed_step_leaves_the_weights_and_can_be_taken_again(base_dir: Path, batch: Path, tmp_path: Path) -> None:
+    opened, untouched = open_stage(base_dir), open_stage(base_dir)
+    rows = make_rows(2)
+    rows[1]["token_ids"][3] = 5000
+    with pytest.raises(TrainerError, match="outside the vocabulary"):
+        take(opened, write_batch(tmp_path / "bad.parquet", rows), 1)
+    assert torch.equal(weights(opened), weights(untouched))
+    for stage in (opened, untouched):
+        take(stage, batch, 1)
+    assert torch.equal(weights(opened), weights(untouched))
+
+
+@pytest.mark.parametrize("adapter", [{"lora_rank": 4}, None], ids=["lora", "full"])
+def test_resuming_and_replaying_gives_the_same_bits(base_dir: Path, tmp_path: Path, adapter: dict | None) -> None:
+    batches = [write_batch(tmp_path / f"{i}.parquet", make_rows(3, seed=i)) for i in range(6)]
+    schedule = {"learning_rate": 0.01, "schedule": "cosine", "warmup": 0.3, "total_steps": 6, "weight_decay": 0.01}
+    settings = {"adapter": adapter, "optimizer": schedule}
+    undisturbed = open_stage(base_dir, **settings)
+    killed = open_stage(base_dir, **settings)
+    for step in range(1, 7):
+        take(undisturbed, batches[step - 1], step, "policy_gradient")
+    for step in range(1, 5):
+        take(killed, batches[step - 1], step, "policy_gradient")
+        if step == 3:
+            killed.save({"dir": str(tmp_path / "checkpoint")})
+    del killed  # step 4 was taken after the checkpoint and is lost with the process
+    resumed = open_stage(base_dir, **settings, resume_dir=str(tmp_path / "checkpoint"))
+    assert resumed.describe()["step"] == 3
+    assert take(resumed, batches[0], 1)["repeated"]
+    for step in range(4, 7):
+        take(resumed, batches[step - 1], step, "policy_gradient")
+    assert torch.equal(weights(resumed), weights(undisturbed))
+
+
+def test_a_partial_checkpoint_is_never_seen(
+    base_dir: Path, batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_stage(base_dir)
+    take(opened, batch, 1)
+    opened.save({"dir": str(tmp_path / "checkpoint")})
+    take(opened, batch, 2)
+    monkeypatch.setattr("exp_trainer.checkpoint.json.dumps", lambda *_a, **_k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        opened.save({"dir": str(tmp_path / "checkpoint")})
+    monkeypatch.undo()
+    assert open_stage(base_dir, resume_dir=str(tmp_path / "checkpoint")).step == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["batch.parquet", "checkpoint"]
+
+
+def test_resuming_another_stages_checkpoint_is_refused(base_dir: Path, batch: Path, tmp_path: Path) -> None:
+    opened = open_stage(base_dir)
+    take(opened, batch, 1)
+    opened.save({"dir": str(tmp_path / "c")})
+    for change in ({"stage_key": "other"}, {"adapter": {"lora_rank": 8}}):
+        with pytest.raises(TrainerError) as caught:
+            open_stage(base_dir, **change, resume_dir=str(tmp_path / "c"))
+        assert caught.value.code == "CHECKPOINT_MISMATCH"
+
+
+def test_the_fresh_adapter_depends_on_the_seed_alone(base_dir: Path) -> None:
+    one, same, other = (
+        open_stage(base_dir, seed=seed, dtype=dtype)
+        for seed, dtype in ((1, "float32"), (1, "bfloat16"), (2, "float32"))
+    )
+    assert torch.equal(weights(one), weights(same))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_the_schedule_by_hand() -> None:
+    cosine = OptimizerSpec(1.0, schedule="cosine", warmup=0.2, total_steps=10)
+    assert [round(learning_rate_at(step, cosine), 4) for step in (1, 2, 3, 7, 10)] == [0.5, 1.0, 1.0, 0.5, 0.0381]
+    linear = OptimizerSpec(1.0, schedule="linear", warmup=2, total_steps=4)
+    assert [learning_rate_at(step, linear) for step in (1, 2, 3, 4)] == [0.5, 1.0, 1.0, 0.5]
+    assert learning_rate_at(1000, OptimizerSpec(1e-6)) == 1e-6
