@@ -2,7 +2,7 @@
 import tseslint from 'typescript-eslint';
 
 export default tseslint.config(
-  { ignores: ['dist/**', '.exp/**', 'node_modules/**', '**/fixtures/**'] },
+  { ignores: ['dist*/**', '.exp/**', 'node_modules/**', '**/fixtures/**', 'vitest.config.ts'] },
   {
     files: ['**/*.ts'],
     languageOptions: {

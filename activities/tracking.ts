@@ -63,7 +63,12 @@ export const createTrackingActivities = ({ pool, store, outbox, plans }: Trackin
     outbox.enqueue(`file ${path} ${name} ${blob}`, run, { op: 'file', path, name, blob });
   const end = async (run: string, path: string, status: string): Promise<void> => {
     await log(run, path, `end ${execution()}`, { tags: tagsOf({ 'exp.status': status }) });
-    const payload: TrackingPayload = { op: 'status', path, status: MLFLOW_STATUS[status] ?? 'FAILED', at_ms: Date.now() };
+    const payload: TrackingPayload = {
+      op: 'status',
+      path,
+      status: MLFLOW_STATUS[status] ?? 'FAILED',
+      at_ms: Date.now(),
+    };
     await outbox.enqueue(`end ${path} ${execution()}`, run, payload);
   };
 
@@ -72,7 +77,12 @@ export const createTrackingActivities = ({ pool, store, outbox, plans }: Trackin
     async trackRunStarted({ run, plan: planBlob }) {
       const plan = await plans.load(planBlob);
       await openTop(outbox, run, plan);
-      await outbox.enqueue(`reopen ${run} ${execution()}`, run, { op: 'status', path: run, status: 'RUNNING', at_ms: null });
+      await outbox.enqueue(`reopen ${run} ${execution()}`, run, {
+        op: 'status',
+        path: run,
+        status: 'RUNNING',
+        at_ms: null,
+      });
       await log(run, run, 'parameters', { params: paramsOf(plan.spec) });
       const spec = redact(plan.spec);
       await file(run, run, 'spec.yaml', await store.putBlob(Buffer.from(stringify(spec, { lineWidth: 120 }))));
@@ -111,7 +121,10 @@ export const createTrackingActivities = ({ pool, store, outbox, plans }: Trackin
       await end(run, run, status);
       await outbox.enqueue(`settle ${run} ${execution()}`, run, { op: 'settle', path: run, at_ms: Date.now() });
       await outbox.flush(run, FLUSH_MS);
-      await pool.query('update runs set status = $2, ended_at = coalesce(ended_at, now()) where id = $1', [run, status]);
+      await pool.query('update runs set status = $2, ended_at = coalesce(ended_at, now()) where id = $1', [
+        run,
+        status,
+      ]);
     },
   };
 };
@@ -131,7 +144,11 @@ export function createLiveTracking({ pool, outbox, plans }: Omit<TrackingDeps, '
     if (metrics.length > 0 && through > from) {
       const batches = splitBatches({ metrics: finiteMetrics(metrics), params: [], tags: [] });
       for (const [part, batch] of batches.entries()) {
-        await outbox.enqueue(`live ${path} ${from} ${through} ${metrics.length} ${part}`, run, { op: 'log', path, batch });
+        await outbox.enqueue(`live ${path} ${from} ${through} ${metrics.length} ${part}`, run, {
+          op: 'log',
+          path,
+          batch,
+        });
       }
     }
     sentThrough.set(path, through);
@@ -142,7 +159,9 @@ export function createLiveTracking({ pool, outbox, plans }: Omit<TrackingDeps, '
     const { rows: runs } = await pool.query<{ id: string; plan_blob: string }>(
       `select id, plan_blob from runs where status = 'running' and exists (select 1 from outbox where dedup = 'open ' || runs.id)`,
     );
-    const { rows: progress } = await pool.query<{ key: string }>("select key from node_progress where status = 'running'");
+    const { rows: progress } = await pool.query<{ key: string }>(
+      "select key from node_progress where status = 'running'",
+    );
     const running = new Set(progress.map(({ key }) => key));
     if (running.size === 0) return;
     for (const { id: run, plan_blob } of runs) {
@@ -176,7 +195,11 @@ async function openTop(outbox: TrackingDeps['outbox'], run: string, plan: Plan):
   });
 }
 
-async function openNode(outbox: TrackingDeps['outbox'], { run, plan, arm, node }: NodePlace, start_ms: number): Promise<void> {
+async function openNode(
+  outbox: TrackingDeps['outbox'],
+  { run, plan, arm, node }: NodePlace,
+  start_ms: number,
+): Promise<void> {
   const parent = armPath(run, arm);
   const seed = plan.arms.find(({ name }) => name === arm)?.seed;
   const armTags = { 'exp.run': run, 'exp.arm': arm, ...(seed !== undefined && { 'exp.seed': String(seed) }) };
@@ -198,7 +221,12 @@ interface Opening {
   start_ms: number;
 }
 
-async function open(outbox: TrackingDeps['outbox'], run: string, plan: Plan, { tags, ...rest }: Opening): Promise<void> {
+async function open(
+  outbox: TrackingDeps['outbox'],
+  run: string,
+  plan: Plan,
+  { tags, ...rest }: Opening,
+): Promise<void> {
   const experiment = plan.tracking.mlflow_experiment;
   await outbox.enqueue(openDedup(rest.path), run, { op: 'open', experiment, tags: tagsOf(tags), ...rest });
 }
@@ -211,7 +239,10 @@ function nodeOf(plan: Plan, arm: string, id: string): PlanNode {
 
 /** When the node began, by the clock of PostgreSQL; now, if it never did. */
 async function startedAt(pool: Pool, key: string): Promise<number> {
-  const { rows } = await pool.query<{ started_at: Date | null }>('select started_at from node_progress where key = $1', [key]);
+  const { rows } = await pool.query<{ started_at: Date | null }>(
+    'select started_at from node_progress where key = $1',
+    [key],
+  );
   return rows[0]?.started_at?.getTime() ?? Date.now();
 }
 
@@ -252,6 +283,11 @@ function armResults({ plan, arm, node }: NodePlace, manifest: Manifest): Metric[
   const siblings = nodes.filter(({ kind, id }) => kind === 'benchmark' && family(id) === family(node.id));
   const step = siblings.findIndex(({ id }) => id === node.id);
   const timestamp_ms = Date.parse(manifest.created_at);
-  const points = Object.entries(results).map(([name, { value }]) => ({ name: `eval/${benchmark}/${name}`, step, value, timestamp_ms }));
+  const points = Object.entries(results).map(([name, { value }]) => ({
+    name: `eval/${benchmark}/${name}`,
+    step,
+    value,
+    timestamp_ms,
+  }));
   return finiteMetrics(points);
 }

@@ -12,18 +12,40 @@ interface Check {
 }
 
 const root = repoRoot();
-const FOLDERS = ['schemas', 'plan', 'workflows', 'activities', 'environments', 'services', 'worker', 'cli', 'tests', 'bench'];
+const FOLDERS = [
+  'schemas',
+  'plan',
+  'workflows',
+  'activities',
+  'environments',
+  'services',
+  'worker',
+  'cli',
+  'tests',
+  'bench',
+];
 
 /** A tool is content when it ends with 0; otherwise what it printed is the problem. */
 async function tool(command: string, args: readonly string[]): Promise<string> {
-  const ended = await runCommand(command, args, { cwd: root, timeoutMs: 300_000, output: 'capture', env: { NO_COLOR: '1' } });
+  const ended = await runCommand(command, args, {
+    cwd: root,
+    timeoutMs: 300_000,
+    output: 'capture',
+    env: { NO_COLOR: '1' },
+  });
   if (ended.timedOut) return `${command} did not end in 5 minutes`;
   return ended.code === 0 ? '' : ended.output.trim() || `${command} ended with code ${ended.code}`;
 }
 
 const bin = (name: string): string => join(root, 'node_modules/.bin', name);
-const npmTool = (name: string, ...args: string[]): Check['run'] => () => tool(bin(name), args);
-const pythonTool = (name: string, ...args: string[]): Check['run'] => () => tool(venvBin(name), args);
+const npmTool =
+  (name: string, ...args: string[]): Check['run'] =>
+  () =>
+    tool(bin(name), args);
+const pythonTool =
+  (name: string, ...args: string[]): Check['run'] =>
+  () =>
+    tool(venvBin(name), args);
 
 /** Long ones first, so that the two lanes end together. */
 const CHECKS: Check[] = [
@@ -46,16 +68,28 @@ const CHECKS: Check[] = [
 
 /** A lockfile with addresses installs only where those hosts can be reached. */
 async function lockfileAddresses(): Promise<string> {
-  const lock = JSON.parse(await readFile(join(root, 'package-lock.json'), 'utf8')) as { packages: Record<string, { resolved?: string }> };
+  const lock = JSON.parse(await readFile(join(root, 'package-lock.json'), 'utf8')) as {
+    packages: Record<string, { resolved?: string }>;
+  };
   const named = Object.entries(lock.packages).filter(([, { resolved }]) => resolved !== undefined);
   return named.map(([name, { resolved }]) => `package-lock.json: ${name} names ${resolved}`).join('\n');
 }
 
 /** Hosts of package registries, as patterns so that this file does not name them itself. */
-const REGISTRY_HOSTS = ['registry[.]npmjs[.]org', 'registry[.]yarnpkg[.]com', 'pypi[.]org', 'files[.]pythonhosted[.]org', 'npm[.]pkg[.]github[.]com'];
+const REGISTRY_HOSTS = [
+  'registry[.]npmjs[.]org',
+  'registry[.]yarnpkg[.]com',
+  'pypi[.]org',
+  'files[.]pythonhosted[.]org',
+  'npm[.]pkg[.]github[.]com',
+];
 
 async function registriesNamed(): Promise<string> {
-  const ended = await runCommand('git', ['grep', '-nIE', REGISTRY_HOSTS.join('|')], { cwd: root, timeoutMs: 30_000, output: 'capture' });
+  const ended = await runCommand('git', ['grep', '-nIE', REGISTRY_HOSTS.join('|')], {
+    cwd: root,
+    timeoutMs: 30_000,
+    output: 'capture',
+  });
   if (ended.code > 1) return ended.output; // not a git checkout: git's own words
   return ended.code === 0 ? ended.output.trim() : '';
 }
@@ -74,7 +108,8 @@ async function main(): Promise<number> {
     }
   };
   await Promise.all([lane(), lane()]);
-  for (const { name, problems } of failures) console.log(`\n── ${name} ${'─'.repeat(Math.max(0, 60 - name.length))}\n${problems}`);
+  for (const { name, problems } of failures)
+    console.log(`\n── ${name} ${'─'.repeat(Math.max(0, 60 - name.length))}\n${problems}`);
   const seconds = ((performance.now() - began) / 1000).toFixed(0);
   console.log(`\n${CHECKS.length - failures.length} of ${CHECKS.length} checks passed in ${seconds} s`);
   return failures.length === 0 ? 0 : 1;

@@ -108,15 +108,20 @@ function unexpectedSkips(suite: string, skips: readonly string[]): string[] {
     skips: { suite: string; test: string; needs: AbsentPart }[];
   };
   const absent = absentParts();
-  const expected = new Set(allowed.skips.filter((skip) => skip.suite === suite && absent.has(skip.needs)).map(({ test }) => test));
+  const expected = new Set(
+    allowed.skips.filter((skip) => skip.suite === suite && absent.has(skip.needs)).map(({ test }) => test),
+  );
   return [
     ...skips.filter((test) => !expected.has(test)).map((test) => `${suite}: skipped, but not allowed to be: ${test}`),
-    ...[...expected].filter((test) => !skips.includes(test)).map((test) => `${suite}: expected to be skipped, but was not: ${test}`),
+    ...[...expected]
+      .filter((test) => !skips.includes(test))
+      .map((test) => `${suite}: expected to be skipped, but was not: ${test}`),
   ];
 }
 
 function summarize(results: readonly SuiteResult[]): number {
-  const sum = (count: (result: SuiteResult) => number): number => results.reduce((total, result) => total + count(result), 0);
+  const sum = (count: (result: SuiteResult) => number): number =>
+    results.reduce((total, result) => total + count(result), 0);
   const table = new Table({
     head: ['suite', 'executed', 'passed', 'failed', 'skipped', 'seconds'],
     colAligns: ['left', 'right', 'right', 'right', 'right', 'right'],
@@ -131,7 +136,9 @@ function summarize(results: readonly SuiteResult[]): number {
   for (const problem of problems) console.log(`PROBLEM: ${problem}`);
 
   const failed = sum((result) => result.failed) + problems.length;
-  console.log(`${sum((result) => result.passed)} passed, ${failed} failed, ${sum(({ skips }) => skips.length)} skipped`);
+  console.log(
+    `${sum((result) => result.passed)} passed, ${failed} failed, ${sum(({ skips }) => skips.length)} skipped`,
+  );
   return failed === 0 ? 0 : 1;
 }
 

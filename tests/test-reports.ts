@@ -35,7 +35,8 @@ export function readJunitReport(xml: string): SuiteReport {
   const report: SuiteReport = { passed: 0, failed: 0, skips: [] };
   for (const [, attributes = '', body = ''] of xml.matchAll(/<testcase\b([^>]*?)(?:\/>|>([\s\S]*?)<\/testcase>)/g)) {
     if (/<(failure|error)\b/.test(body)) report.failed += 1;
-    else if (/<skipped\b/.test(body)) report.skips.push(`${attribute(attributes, 'classname')} > ${attribute(attributes, 'name')}`);
+    else if (/<skipped\b/.test(body))
+      report.skips.push(`${attribute(attributes, 'classname')} > ${attribute(attributes, 'name')}`);
     else report.passed += 1;
   }
   return report;

@@ -57,7 +57,9 @@ export function createMlflowDelivery({ pool, mlflow, store }: MlflowDeliveryDeps
   }
 
   async function create(path: string, runId: string): Promise<Tracked> {
-    const { rows } = await pool.query<{ payload: OpenRun }>('select payload from outbox where dedup = $1', [openDedup(path)]);
+    const { rows } = await pool.query<{ payload: OpenRun }>('select payload from outbox where dedup = $1', [
+      openDedup(path),
+    ]);
     const wanted = rows[0]?.payload;
     if (!wanted) throw new ExpError('MLFLOW_REFUSED', path, 'nothing says how this run is to be opened');
     const parentRunId = wanted.parent === null ? null : (await resolve(wanted.parent, runId)).run_id;
@@ -98,7 +100,10 @@ export function createMlflowDelivery({ pool, mlflow, store }: MlflowDeliveryDeps
    * there twice: ours is the recorded one. A level that nobody ended was abandoned, and says so.
    */
   async function settle(path: string, top: Tracked, runId: string, atMs: number): Promise<void> {
-    const { rows } = await pool.query<{ mlflow_run_id: string }>('select mlflow_run_id from tracked_runs where run_id = $1', [runId]);
+    const { rows } = await pool.query<{ mlflow_run_id: string }>(
+      'select mlflow_run_id from tracked_runs where run_id = $1',
+      [runId],
+    );
     const ours = new Set(rows.map((row) => row.mlflow_run_id));
     for (const run of await mlflow.searchRuns(top.experiment_id, { 'exp.run': path })) {
       if (!ours.has(run.run_id)) await mlflow.deleteRun(run.run_id);
@@ -111,7 +116,11 @@ export function createMlflowDelivery({ pool, mlflow, store }: MlflowDeliveryDeps
     known.clear();
     await pool.query('delete from tracked_runs where run_id = $1', [runId]);
     await pool.query('update outbox set sent_at = null, error = null where run_id = $1', [runId]);
-    throw new ExpError('MLFLOW_UNAVAILABLE', path, 'the server no longer has this run; sending it again from the start');
+    throw new ExpError(
+      'MLFLOW_UNAVAILABLE',
+      path,
+      'the server no longer has this run; sending it again from the start',
+    );
   }
 
   return async function deliver(payload: TrackingPayload, runId: string): Promise<void> {

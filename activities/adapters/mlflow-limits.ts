@@ -92,7 +92,10 @@ export function paramsOf(document: unknown): KeyValue[] {
 }
 
 export function tagsOf(tags: Record<string, string>): KeyValue[] {
-  return Object.entries(redact(tags)).map(([key, value]) => ({ key: normalKey(key), value: truncate(value, TAG_LENGTH) }));
+  return Object.entries(redact(tags)).map(([key, value]) => ({
+    key: normalKey(key),
+    value: truncate(value, TAG_LENGTH),
+  }));
 }
 
 /**

@@ -36,7 +36,13 @@ export interface NewRun {
 export const PATH_TAG = 'exp.path';
 
 interface RunJson {
-  info: { run_id: string; experiment_id: string; status: MlflowStatus; artifact_uri: string; start_time: number | string };
+  info: {
+    run_id: string;
+    experiment_id: string;
+    status: MlflowStatus;
+    artifact_uri: string;
+    start_time: number | string;
+  };
   data?: { tags?: KeyValue[] };
 }
 
@@ -50,7 +56,12 @@ export class Mlflow {
   readonly #pool: Pool;
   readonly #timeoutMs: number;
 
-  constructor({ url, token, pool, timeoutMs = 30_000 }: { url: string; token?: string | undefined; pool: Pool; timeoutMs?: number }) {
+  constructor({
+    url,
+    token,
+    pool,
+    timeoutMs = 30_000,
+  }: { url: string; token?: string | undefined; pool: Pool; timeoutMs?: number }) {
     this.#url = url.replace(/\/+$/, '');
     this.#token = token;
     this.#pool = pool;
@@ -77,7 +88,9 @@ export class Mlflow {
 
   async #findExperiment(name: string): Promise<string | null> {
     const path = `experiments/get-by-name?experiment_name=${encodeURIComponent(name)}`;
-    const found = await this.#get<{ experiment: { experiment_id: string; lifecycle_stage: string } }>(path).catch(nullIfNotFound);
+    const found = await this.#get<{ experiment: { experiment_id: string; lifecycle_stage: string } }>(path).catch(
+      nullIfNotFound,
+    );
     if (!found) return null;
     const { experiment_id, lifecycle_stage } = found.experiment;
     if (lifecycle_stage === 'deleted') await this.#post('experiments/restore', { experiment_id });
@@ -131,7 +144,12 @@ export class Mlflow {
   async logBatch(runId: string, { metrics, params, tags }: LogBatch): Promise<void> {
     await this.#post('runs/log-batch', {
       run_id: runId,
-      metrics: metrics.map(({ name, step, value, timestamp_ms }) => ({ key: name, value, timestamp: timestamp_ms, step })),
+      metrics: metrics.map(({ name, step, value, timestamp_ms }) => ({
+        key: name,
+        value,
+        timestamp: timestamp_ms,
+        step,
+      })),
       params,
       tags,
     });
@@ -149,7 +167,11 @@ export class Mlflow {
   async uploadArtifact(run: Pick<MlflowRun, 'run_id' | 'artifact_uri'>, path: string, file: string): Promise<void> {
     const root = /^mlflow-artifacts:(?:\/\/[^/]*)?\/(.+)$/.exec(run.artifact_uri)?.[1];
     if (root === undefined) {
-      throw new ExpError('MLFLOW_REFUSED', run.run_id, `its artifacts (${run.artifact_uri}) are not behind the server's proxy`);
+      throw new ExpError(
+        'MLFLOW_REFUSED',
+        run.run_id,
+        `its artifacts (${run.artifact_uri}) are not behind the server's proxy`,
+      );
     }
     const encoded = `${root}/${path}`.split('/').map(encodeURIComponent).join('/');
     const { size } = await stat(file);
@@ -164,7 +186,9 @@ export class Mlflow {
   }
 
   #post<T>(path: string, body: object): Promise<T> {
-    return this.#send<T>('POST', `/api/2.0/mlflow/${path}`, JSON.stringify(body), { 'content-type': 'application/json' });
+    return this.#send<T>('POST', `/api/2.0/mlflow/${path}`, JSON.stringify(body), {
+      'content-type': 'application/json',
+    });
   }
 
   async #send<T>(

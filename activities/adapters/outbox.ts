@@ -48,7 +48,10 @@ export class Outbox<Payload extends object> {
   async flush(runId: string, timeoutMs: number): Promise<boolean> {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
-      const { rows } = await this.#options.pool.query('select 1 from outbox where run_id = $1 and sent_at is null limit 1', [runId]);
+      const { rows } = await this.#options.pool.query(
+        'select 1 from outbox where run_id = $1 and sent_at is null limit 1',
+        [runId],
+      );
       if (rows.length === 0) return true;
       if (Date.now() >= deadline) return false;
       await sleep(100);
@@ -128,7 +131,8 @@ export class Outbox<Payload extends object> {
     try {
       await this.#options.deliver(item.payload, item.run_id);
     } catch (error) {
-      if (!(error instanceof ExpError) || !this.#options.refusedCodes.includes(error.code)) return error ?? new Error('unknown');
+      if (!(error instanceof ExpError) || !this.#options.refusedCodes.includes(error.code))
+        return error ?? new Error('unknown');
       refusal = error.message;
       this.#options.log(`outbox: ${item.run_id}: refused, will not be sent again: ${error.message}`);
     }

@@ -2,7 +2,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { mkdtempSync, openSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
-import { createServer, type Server } from 'node:http';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -70,7 +70,8 @@ export async function createMlflowServer(): Promise<MlflowServer> {
   };
 
   const query = async (sql: string): Promise<unknown[][]> => {
-    const script = 'import json,sqlite3,sys; print(json.dumps(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall()))';
+    const script =
+      'import json,sqlite3,sys; print(json.dumps(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall()))';
     const { stdout } = await promisify(execFile)(python(), ['-c', script, database, sql], { maxBuffer: 64 << 20 });
     return JSON.parse(stdout) as unknown[][];
   };
@@ -83,9 +84,12 @@ export async function createMlflowServer(): Promise<MlflowServer> {
 }
 
 /** Forwards to a server and, for every request that `spoil` picks, lets it be carried out but answers 500. */
-export async function spoiltProxy(target: string, spoil: (request: number) => boolean): Promise<{ url: string; server: Server }> {
+export async function spoiltProxy(
+  target: string,
+  spoil: (request: number) => boolean,
+): Promise<{ url: string; server: Server }> {
   let requests = 0;
-  const server = createServer(async (incoming, outgoing) => {
+  const forward = async (incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> => {
     const chunks: Buffer[] = [];
     for await (const chunk of incoming) chunks.push(chunk as Buffer);
     const answer = await fetch(`${target}${incoming.url}`, {
@@ -96,7 +100,8 @@ export async function spoiltProxy(target: string, spoil: (request: number) => bo
     const body = Buffer.from(await answer.arrayBuffer());
     requests += 1;
     outgoing.writeHead(spoil(requests) ? 500 : answer.status, { 'content-type': 'application/json' }).end(body);
-  });
+  };
+  const server = createServer((incoming, outgoing) => void forward(incoming, outgoing));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, server };
 }

@@ -9,7 +9,11 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ArtifactStore } from '../../activities/adapters/artifact-store.ts';
 import { DirectoryBlobStore } from '../../activities/adapters/blob-store.ts';
 import { Mlflow, type MlflowRun } from '../../activities/adapters/mlflow.ts';
-import { createMlflowDelivery, REFUSED_CODES, type TrackingPayload } from '../../activities/adapters/mlflow-delivery.ts';
+import {
+  createMlflowDelivery,
+  REFUSED_CODES,
+  type TrackingPayload,
+} from '../../activities/adapters/mlflow-delivery.ts';
 import { Outbox } from '../../activities/adapters/outbox.ts';
 import type { NodeOutcome } from '../../activities/index.ts';
 import { NodeProgress } from '../../activities/node-progress.ts';
@@ -25,10 +29,20 @@ const START = 1_700_000_000_000;
 const sha = (text: string): string => createHash('sha256').update(text).digest('hex');
 
 const planNode = (id: string, kind: NodeKind, inputs: string[], parameters: PlanNode['parameters']): PlanNode => ({
-  id, kind, kind_version: 1, key: sha(id), inputs, parameters, files: [], seed: 17, unkeyed: {},
+  id,
+  kind,
+  kind_version: 1,
+  key: sha(id),
+  inputs,
+  parameters,
+  files: [],
+  seed: 17,
+  unkeyed: {},
 });
 const nodes = [
-  planNode('corpus', 'corpus', [], { sources: { docs: { kind: 'installed_packages', ecosystems: ['npm', 'python'] } } }),
+  planNode('corpus', 'corpus', [], {
+    sources: { docs: { kind: 'installed_packages', ecosystems: ['npm', 'python'] } },
+  }),
   planNode('stage1', 'rl', ['corpus'], { optimizer: { learning_rate: 1e-5 }, until: { steps: 3 } }),
   planNode('held_out.base', 'benchmark', ['corpus'], { samples: 2 }),
   planNode('held_out.stage1', 'benchmark', ['stage1'], { samples: 2 }),
@@ -39,7 +53,13 @@ const plan: Plan = {
   name: 'quickstart',
   profile: 'local',
   spec_path: 'experiments/quickstart.yaml',
-  spec: { name: 'quickstart', description: 'The whole recipe in miniature.', seed: 17, agent: { max_turns: 4 }, judge: { token: 'hf_abcdefghijklmnopqrstuvwx' } },
+  spec: {
+    name: 'quickstart',
+    description: 'The whole recipe in miniature.',
+    seed: 17,
+    agent: { max_turns: 4 },
+    judge: { token: 'hf_abcdefghijklmnopqrstuvwx' },
+  },
   tracking: { mlflow_experiment: 'quickstart' },
   arms: [{ name: 'main', seed: 17, nodes }],
 };
@@ -68,7 +88,12 @@ beforeAll(async () => {
   planBlob = await store.putJson(plan);
   mlflow = new Mlflow({ url: server.url, pool });
   const deliver = createMlflowDelivery({ pool, mlflow, store });
-  outbox = new Outbox<TrackingPayload>({ pool, deliver, refusedCodes: REFUSED_CODES, log: (line) => console.log(line) });
+  outbox = new Outbox<TrackingPayload>({
+    pool,
+    deliver,
+    refusedCodes: REFUSED_CODES,
+    log: (line) => console.log(line),
+  });
   const deps = { pool, store, outbox, plans: new PlanReader(store) };
   activities = createTrackingActivities(deps);
   live = createLiveTracking(deps);
@@ -93,13 +118,23 @@ const as = (runId: string) => {
   return {
     started: () => environment.run(activities.trackRunStarted, { run: RUN, plan: planBlob }),
     node: (outcome: Omit<NodeOutcome, 'key'>) =>
-      environment.run(activities.trackNode, { run: RUN, plan: planBlob, arm: 'main', outcome: { ...outcome, key: sha(outcome.id) } }),
+      environment.run(activities.trackNode, {
+        run: RUN,
+        plan: planBlob,
+        arm: 'main',
+        outcome: { ...outcome, key: sha(outcome.id) },
+      }),
     arm: (status: string) => environment.run(activities.trackArm, { run: RUN, arm: 'main', status }),
     finished: (status: string) => environment.run(activities.finishRun, { run: RUN, status }),
   };
 };
 
-async function publish(id: string, body: object, files: Record<string, string>, metrics: { name: string; value: number }[]): Promise<ArtifactRef> {
+async function publish(
+  id: string,
+  body: object,
+  files: Record<string, string>,
+  metrics: { name: string; value: number }[],
+): Promise<ArtifactRef> {
   const paths: Record<string, string> = {};
   for (const [name, text] of Object.entries(files)) {
     paths[name] = join(folder, `${sha(id)}-${name}`);
@@ -119,7 +154,10 @@ async function runsByPath(): Promise<Map<string, MlflowRun>> {
 const points = (run: MlflowRun | undefined): Promise<unknown[][]> =>
   server.query(`select key, step, value, timestamp from metrics where run_uuid = '${run?.run_id}' order by key, step`);
 
-const results = (value: number): Partial<BenchmarkBody> => ({ benchmark: 'held_out', results: { avg_at_2: { value, low: 0, high: 1 } } });
+const results = (value: number): Partial<BenchmarkBody> => ({
+  benchmark: 'held_out',
+  results: { avg_at_2: { value, low: 0, high: 1 } },
+});
 
 test('a run is told as it goes: nested runs, curves while they grow, files, and how everything ended', async () => {
   const first = as('execution-1');
@@ -142,16 +180,27 @@ test('a run is told as it goes: nested runs, curves while they grow, files, and 
 
   await progress.record(stage1.key, 1, { 'train/loss': 0.25 });
   await live.trackRunning();
-  const base = await publish('held_out.base', results(0.1), { 'results.json': '{}', 'shard-0.parquet': 'x' }, [{ name: 'eval/held_out/avg_at_2', value: 0.1 }]);
+  const base = await publish('held_out.base', results(0.1), { 'results.json': '{}', 'shard-0.parquet': 'x' }, [
+    { name: 'eval/held_out/avg_at_2', value: 0.1 },
+  ]);
   await first.node({ id: 'held_out.base', status: 'done', artifact: base });
-  await first.node({ id: 'stage1', status: 'failed', error: { code: 'TRAINER_DIED', message: 'it ended with signal 9' } });
+  await first.node({
+    id: 'stage1',
+    status: 'failed',
+    error: { code: 'TRAINER_DIED', message: 'it ended with signal 9' },
+  });
   await first.node({ id: 'held_out.stage1', status: 'skipped' });
   await first.arm('failed');
   await first.finished('failed');
   expect(await outbox.flush(RUN, 60_000)).toBe(true);
 
   const runs = await runsByPath();
-  const shown = [...runs].map(([path, run]) => [path, run.status, run.tags['exp.reused'], runs.get(path.slice(0, path.lastIndexOf('/')))?.run_id === run.tags['mlflow.parentRunId']]);
+  const shown = [...runs].map(([path, run]) => [
+    path,
+    run.status,
+    run.tags['exp.reused'],
+    runs.get(path.slice(0, path.lastIndexOf('/')))?.run_id === run.tags['mlflow.parentRunId'],
+  ]);
   expect(shown.sort()).toEqual([
     [RUN, 'FAILED', undefined, true],
     [`${RUN}/main`, 'FAILED', undefined, true],
@@ -160,7 +209,12 @@ test('a run is told as it goes: nested runs, curves while they grow, files, and 
     [`${RUN}/main/held_out.stage1`, 'KILLED', 'false', true],
     [`${RUN}/main/stage1`, 'FAILED', 'false', true],
   ]);
-  expect(runs.get(`${RUN}/main/stage1`)?.tags).toMatchObject({ 'exp.error_code': 'TRAINER_DIED', 'exp.status': 'failed', 'exp.arm': 'main', 'exp.key': stage1.key });
+  expect(runs.get(`${RUN}/main/stage1`)?.tags).toMatchObject({
+    'exp.error_code': 'TRAINER_DIED',
+    'exp.status': 'failed',
+    'exp.arm': 'main',
+    'exp.key': stage1.key,
+  });
   expect((await pool.query('select status from runs')).rows).toEqual([{ status: 'failed' }]);
 });
 
@@ -173,8 +227,18 @@ test('after a resume the same runs go on to their true end, with one point per s
 
   const { key } = nodes[1] as PlanNode;
   await progress.record(key, 2, { 'train/loss': 0.125 });
-  const stage1 = await store.publish({ key, kind: 'rl', inputs: [], files: {}, body: { step: 3 }, metrics: await progress.metrics(key), made_with: {} });
-  const after = await publish('held_out.stage1', results(0.4), { 'samples.md': '# one\n' }, [{ name: 'eval/held_out/avg_at_2', value: 0.4 }]);
+  const stage1 = await store.publish({
+    key,
+    kind: 'rl',
+    inputs: [],
+    files: {},
+    body: { step: 3 },
+    metrics: await progress.metrics(key),
+    made_with: {},
+  });
+  const after = await publish('held_out.stage1', results(0.4), { 'samples.md': '# one\n' }, [
+    { name: 'eval/held_out/avg_at_2', value: 0.4 },
+  ]);
   await second.node({ id: 'stage1', status: 'done', artifact: stage1 });
   await second.node({ id: 'stage1', status: 'done', artifact: stage1 }); // its activity ran twice
   await second.node({ id: 'held_out.stage1', status: 'done', artifact: after });
@@ -186,17 +250,40 @@ test('after a resume the same runs go on to their true end, with one point per s
   expect(runs.size).toBe(6);
   expect(new Set([...runs.values()].map(({ status }) => status))).toEqual(new Set(['FINISHED']));
   const curve = await points(runs.get(`${RUN}/main/stage1`));
-  expect(curve.map(([name, step, value]) => [name, step, value])).toEqual([['train/loss', 0, 0.5], ['train/loss', 1, 0.25], ['train/loss', 2, 0.125]]);
+  expect(curve.map(([name, step, value]) => [name, step, value])).toEqual([
+    ['train/loss', 0, 0.5],
+    ['train/loss', 1, 0.25],
+    ['train/loss', 2, 0.125],
+  ]);
   const compared = await points(runs.get(`${RUN}/main`));
-  expect(compared.map(([name, step, value]) => [name, step, value])).toEqual([['eval/held_out/avg_at_2', 0, 0.1], ['eval/held_out/avg_at_2', 1, 0.4]]);
+  expect(compared.map(([name, step, value]) => [name, step, value])).toEqual([
+    ['eval/held_out/avg_at_2', 0, 0.1],
+    ['eval/held_out/avg_at_2', 1, 0.4],
+  ]);
 });
 
 test('parameters and files stand where a reader looks for them, without secrets', async () => {
   const runs = await runsByPath();
   const params = async (path: string): Promise<unknown> =>
-    Object.fromEntries((await server.query(`select key, value from params where run_uuid = '${runs.get(path)?.run_id}'`)) as [string, string][]);
-  expect(await params(RUN)).toEqual({ name: 'quickstart', description: 'The whole recipe in miniature.', seed: '17', 'agent.max_turns': '4', 'judge.token': '[redacted]' });
-  expect(await params(`${RUN}/main/stage1`)).toMatchObject({ 'optimizer.learning_rate': '0.00001', 'until.steps': '3', kind: 'rl', seed: '17' });
+    Object.fromEntries(
+      (await server.query(`select key, value from params where run_uuid = '${runs.get(path)?.run_id}'`)) as [
+        string,
+        string,
+      ][],
+    );
+  expect(await params(RUN)).toEqual({
+    name: 'quickstart',
+    description: 'The whole recipe in miniature.',
+    seed: '17',
+    'agent.max_turns': '4',
+    'judge.token': '[redacted]',
+  });
+  expect(await params(`${RUN}/main/stage1`)).toMatchObject({
+    'optimizer.learning_rate': '0.00001',
+    'until.steps': '3',
+    kind: 'rl',
+    seed: '17',
+  });
   expect(await params(`${RUN}/main/corpus`)).toMatchObject({ 'sources.docs.ecosystems': '["npm","python"]' });
 
   const files = async (path: string): Promise<string[]> => {

@@ -4,7 +4,12 @@ import { join } from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
 import { Mlflow } from '../../activities/adapters/mlflow.ts';
-import { createMlflowDelivery, openDedup, REFUSED_CODES, type TrackingPayload } from '../../activities/adapters/mlflow-delivery.ts';
+import {
+  createMlflowDelivery,
+  openDedup,
+  REFUSED_CODES,
+  type TrackingPayload,
+} from '../../activities/adapters/mlflow-delivery.ts';
 import { finiteMetrics, paramsOf, splitBatches, tagsOf } from '../../activities/adapters/mlflow-limits.ts';
 import { Outbox } from '../../activities/adapters/outbox.ts';
 import type { Metric } from '../../schemas/artifact.ts';
@@ -31,9 +36,17 @@ afterAll(async () => {
 
 const START = 1_700_000_000_000;
 const curve = (name: string, steps: number): Metric[] =>
-  Array.from({ length: steps }, (_, step) => ({ name, step, value: 1 / (step + 3), timestamp_ms: START + 1000 * step }));
+  Array.from({ length: steps }, (_, step) => ({
+    name,
+    step,
+    value: 1 / (step + 3),
+    timestamp_ms: START + 1000 * step,
+  }));
 
-async function newRun(path: string, client = mlflow): Promise<{ experimentId: string; run_id: string; artifact_uri: string }> {
+async function newRun(
+  path: string,
+  client = mlflow,
+): Promise<{ experimentId: string; run_id: string; artifact_uri: string }> {
   const experimentId = await client.ensureExperiment('adapter');
   const run = await client.ensureRun({ experimentId, name: path, path, tags: [], parentRunId: null, startTime: START });
   return { experimentId, ...run };
@@ -41,13 +54,19 @@ async function newRun(path: string, client = mlflow): Promise<{ experimentId: st
 
 test('the same log_batch twice leaves one point per step', async () => {
   const { run_id } = await newRun('twice');
-  const [batch] = splitBatches({ metrics: curve('train/loss', 50), params: paramsOf({ lr: 1e-5 }), tags: tagsOf({ 'exp.key': 'k' }) });
+  const [batch] = splitBatches({
+    metrics: curve('train/loss', 50),
+    params: paramsOf({ lr: 1e-5 }),
+    tags: tagsOf({ 'exp.key': 'k' }),
+  });
 
   await mlflow.logBatch(run_id, batch!);
   await mlflow.logBatch(run_id, batch!);
   await mlflow.logBatch(run_id, { metrics: curve('train/loss', 60), params: [], tags: [] });
 
-  const points = await server.query(`select step, count(*), min(value) from metrics where run_uuid = '${run_id}' group by step`);
+  const points = await server.query(
+    `select step, count(*), min(value) from metrics where run_uuid = '${run_id}' group by step`,
+  );
   expect(points).toHaveLength(60);
   expect(points.every(([, count]) => count === 1)).toBe(true);
   expect(points[7]).toEqual([7, 1, 0.1]);
@@ -67,7 +86,11 @@ test('two that ensure one run at the same time get the same one', async () => {
 
 test('a deleted experiment is restored under its name', async () => {
   const id = await mlflow.ensureExperiment('came-back');
-  await fetch(`${server.url}/api/2.0/mlflow/experiments/delete`, { method: 'POST', body: JSON.stringify({ experiment_id: id }), headers: { 'content-type': 'application/json' } });
+  await fetch(`${server.url}/api/2.0/mlflow/experiments/delete`, {
+    method: 'POST',
+    body: JSON.stringify({ experiment_id: id }),
+    headers: { 'content-type': 'application/json' },
+  });
   expect(await mlflow.ensureExperiment('came-back')).toBe(id);
 });
 
@@ -84,13 +107,22 @@ test('2,500 points, 130 params with hostile keys and values, and a number that i
     judge: { url: 'https://user:pass-word@host/x', key: { env: 'JUDGE_API_KEY' } },
     max_turn_tokens: 160,
   };
-  const metrics = finiteMetrics([...curve('m', 2500), { name: 'eval/pass@4', step: 0, value: Number.POSITIVE_INFINITY, timestamp_ms: START }]);
+  const metrics = finiteMetrics([
+    ...curve('m', 2500),
+    { name: 'eval/pass@4', step: 0, value: Number.POSITIVE_INFINITY, timestamp_ms: START },
+  ]);
 
-  for (const batch of splitBatches({ metrics, params: paramsOf(document), tags: tagsOf({ 'exp.error': 'x'.repeat(9000) }) })) {
+  for (const batch of splitBatches({
+    metrics,
+    params: paramsOf(document),
+    tags: tagsOf({ 'exp.error': 'x'.repeat(9000) }),
+  })) {
     await mlflow.logBatch(run_id, batch);
   }
 
-  const params = new Map((await server.query(`select key, value from params where run_uuid = '${run_id}'`)) as [string, string][]);
+  const params = new Map(
+    (await server.query(`select key, value from params where run_uuid = '${run_id}'`)) as [string, string][],
+  );
   expect(params.size).toBe(139);
   expect(params.get('api_key')).toBe('[redacted]');
   expect(params.get('judge.url')).toBe('https://[redacted]@host/x');
@@ -98,8 +130,12 @@ test('2,500 points, 130 params with hostile keys and values, and a number that i
   expect(params.get('max_turn_tokens')).toBe('160');
   expect(params.get('long')).toMatch(/^ü+… \[7000 characters, sha256 [0-9a-f]{12}\]$/);
   expect([...params.keys()].filter((key) => /^a\/_\/b-[0-9a-f]{12}$/.test(key))).toHaveLength(1);
-  expect(await server.query(`select count(*), count(distinct step) from metrics where run_uuid = '${run_id}' and key = 'm'`)).toEqual([[2500, 2500]]);
-  expect(await server.query(`select key, value from metrics where run_uuid = '${run_id}' and key <> 'm'`)).toEqual([[expect.stringMatching(/^eval\/pass_at_4_nan_count/), 1]]);
+  expect(
+    await server.query(`select count(*), count(distinct step) from metrics where run_uuid = '${run_id}' and key = 'm'`),
+  ).toEqual([[2500, 2500]]);
+  expect(await server.query(`select key, value from metrics where run_uuid = '${run_id}' and key <> 'm'`)).toEqual([
+    [expect.stringMatching(/^eval\/pass_at_4_nan_count/), 1],
+  ]);
 });
 
 test('an artifact goes through the proxy and can be put again', async () => {
@@ -118,7 +154,9 @@ test('what MLflow will never take is refused, what it cannot take now is an outa
   const { run_id } = await newRun('errors');
   const bad = { metrics: [{ name: 'a@b', step: 0, value: 1, timestamp_ms: START }], params: [], tags: [] };
   await expect(mlflow.logBatch(run_id, bad)).rejects.toMatchObject({ code: 'MLFLOW_REFUSED' });
-  await expect(mlflow.logBatch('0'.repeat(32), { metrics: [], params: [], tags: tagsOf({ a: 'b' }) })).rejects.toMatchObject({ code: 'MLFLOW_NOT_FOUND' });
+  await expect(
+    mlflow.logBatch('0'.repeat(32), { metrics: [], params: [], tags: tagsOf({ a: 'b' }) }),
+  ).rejects.toMatchObject({ code: 'MLFLOW_NOT_FOUND' });
   const nobody = new Mlflow({ url: 'http://127.0.0.1:9', pool });
   await expect(nobody.ensureExperiment('x')).rejects.toMatchObject({ code: 'MLFLOW_UNAVAILABLE' });
 });
@@ -128,7 +166,12 @@ function draining(url: string): { outbox: Outbox<TrackingPayload>; lines: string
   const lines: string[] = [];
   const store = { openBlob: () => Promise.reject(new Error('no files here')) };
   const deliver = createMlflowDelivery({ pool, mlflow: new Mlflow({ url, pool, timeoutMs: 5000 }), store });
-  const outbox = new Outbox<TrackingPayload>({ pool, deliver, refusedCodes: REFUSED_CODES, log: (line) => lines.push(line) });
+  const outbox = new Outbox<TrackingPayload>({
+    pool,
+    deliver,
+    refusedCodes: REFUSED_CODES,
+    log: (line) => lines.push(line),
+  });
   const stopping = new AbortController();
   const drained = outbox.drain({ signal: stopping.signal });
   const stop = async (): Promise<void> => {
@@ -141,7 +184,13 @@ function draining(url: string): { outbox: Outbox<TrackingPayload>; lines: string
 
 async function enqueueRun(outbox: Outbox<TrackingPayload>, run: string, steps: number): Promise<void> {
   await outbox.enqueue(openDedup(run), run, {
-    op: 'open', path: run, parent: null, experiment: 'outbox', name: run, tags: tagsOf({ 'exp.run': run }), start_ms: START,
+    op: 'open',
+    path: run,
+    parent: null,
+    experiment: 'outbox',
+    name: run,
+    tags: tagsOf({ 'exp.run': run }),
+    start_ms: START,
   });
   for (let from = 0; from < steps; from += 10) {
     const metrics = curve('train/loss', steps).slice(from, from + 10);
@@ -209,7 +258,11 @@ test('a server whose store was replaced gets the whole run again', async () => {
   await replacement.start();
   try {
     const after = draining(replacement.url);
-    await after.outbox.enqueue('moved late', 'moved', { op: 'log', path: 'moved', batch: { metrics: curve('eval/late', 1), params: [], tags: [] } });
+    await after.outbox.enqueue('moved late', 'moved', {
+      op: 'log',
+      path: 'moved',
+      batch: { metrics: curve('eval/late', 1), params: [], tags: [] },
+    });
     expect(await after.outbox.flush('moved', 60_000)).toBe(true);
     await after.stop();
     expect(await replacement.query('select status from runs')).toEqual([['FINISHED']]);

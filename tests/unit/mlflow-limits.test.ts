@@ -24,7 +24,12 @@ test('nothing to say is no call', () => {
 
 test('a value that is no number is counted, not drawn', () => {
   const point = { name: 'train/loss', step: 4, timestamp_ms: 9 };
-  expect(finiteMetrics([{ ...point, value: Number.NaN }, { ...point, value: 2 }])).toEqual([
+  expect(
+    finiteMetrics([
+      { ...point, value: Number.NaN },
+      { ...point, value: 2 },
+    ]),
+  ).toEqual([
     { ...point, name: 'train/loss_nan_count', value: 1 },
     { ...point, value: 2 },
   ]);
@@ -55,7 +60,12 @@ test('a name of environment variables is shown, a secret is not, wherever it sta
 });
 
 test('leaves become params: nested by dots, plain lists whole, lists of objects by position', () => {
-  const document = { until: { steps: 3 }, tools: ['search', 'visit'], bands: [{ up_to: 2, weight: 1 }, { weight: 2 }], kl: null };
+  const document = {
+    until: { steps: 3 },
+    tools: ['search', 'visit'],
+    bands: [{ up_to: 2, weight: 1 }, { weight: 2 }],
+    kl: null,
+  };
   expect(paramsOf(document)).toEqual([
     { key: 'until.steps', value: '3' },
     { key: 'tools', value: '["search","visit"]' },

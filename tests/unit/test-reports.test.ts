@@ -4,8 +4,20 @@ import { readJunitReport, readVitestReport } from '../test-reports.ts';
 test('a vitest report: tests by status, a file that did not load is one failure', () => {
   const report = {
     testResults: [
-      { name: '/r/tests/a.test.ts', status: 'failed', assertionResults: [{ status: 'passed', fullName: 'x' }, { status: 'failed', fullName: 'y' }, { status: 'skipped', fullName: 'z' }] },
-      { name: '/r/tests/b.test.ts', status: 'failed', assertionResults: [{ status: 'skipped', fullName: 'never began' }] },
+      {
+        name: '/r/tests/a.test.ts',
+        status: 'failed',
+        assertionResults: [
+          { status: 'passed', fullName: 'x' },
+          { status: 'failed', fullName: 'y' },
+          { status: 'skipped', fullName: 'z' },
+        ],
+      },
+      {
+        name: '/r/tests/b.test.ts',
+        status: 'failed',
+        assertionResults: [{ status: 'skipped', fullName: 'never began' }],
+      },
       { name: '/r/tests/c.test.ts', status: 'passed', assertionResults: [{ status: 'todo', fullName: 'later' }] },
     ],
   };
