@@ -23,7 +23,8 @@ let folder: string;
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'exp-cli-'));
-  [postgres, temporal] = await Promise.all([startPostgres(), startTemporal()]);
+  postgres = await startPostgres();
+  temporal = await startTemporal();
   addresses = {
     temporal: { address: temporal.address, namespace: 'default' },
     postgres: { url: postgres.address },

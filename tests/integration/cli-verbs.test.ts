@@ -26,7 +26,8 @@ let pool: pg.Pool;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'exp-verbs-'));
   process.env['EXP_HOME'] = join(folder, 'home');
-  [postgres, temporal] = await Promise.all([startPostgres(), startTemporal()]);
+  postgres = await startPostgres();
+  temporal = await startTemporal();
   profile = writeProfile(folder, { postgres: postgres.address, temporal: temporal.address });
   pool = new pg.Pool({ connectionString: postgres.address });
 });

@@ -83,7 +83,10 @@ async function service({ folder, address, command, argv, stopSignal, ready }: Se
   let child: ChildProcess;
   const start = async (): Promise<void> => {
     child = spawn(command, argv, { cwd: '/', stdio: 'ignore' });
-    await eventually(ready);
+    await eventually(ready).catch(async (error: unknown) => {
+      await end('SIGKILL');
+      throw error;
+    });
   };
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     const ended = once(child, 'exit');
