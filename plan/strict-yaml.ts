@@ -28,6 +28,8 @@ export const MAX_DEPTH = 64;
 /** Nodes that aliases may add. */
 const MAX_EXPANDED = 100;
 const MAX_CHARACTER_PROBLEMS = 10;
+/** After a few, the parser has lost the thread. */
+const MAX_SYNTAX_PROBLEMS = 5;
 
 const FORBIDDEN_KEYS = new Set(['__proto__', 'constructor', 'prototype', '<<']);
 /** Controls except tab and line ends, direction overrides and isolates, a stray BOM, lone surrogates. */
@@ -257,7 +259,7 @@ function syntaxProblems(
     if (!byLine.has(at.line))
       byLine.set(at.line, problem(aliased ? 'YAML_ALIAS' : 'SYNTAX', at, message.split('\n')[0] ?? code, hint));
   }
-  return [...byLine.values()];
+  return [...byLine.values()].slice(0, MAX_SYNTAX_PROBLEMS);
 }
 
 /** Builds the located document from the parser's, checking every key and scalar on the way. */

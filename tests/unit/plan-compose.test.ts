@@ -5,25 +5,25 @@ import type { LoadPlanOptions } from '../../plan/load-plan.ts';
 import { nodeAt } from '../../plan/located.ts';
 import { placeText } from '../../plan/problem.ts';
 import type { Experiment } from '../../schemas/experiment.ts';
-import { folderWith, found, planFile, quickstart } from './plan-fixture.ts';
+import { folderWith, found, planFile, recipe } from './plan-fixture.ts';
 
-const BASE = readFileSync(quickstart, 'utf8');
+const BASE = readFileSync(recipe, 'utf8');
 
-/** The resolved spec of `spec.yaml` among the files; `quickstart.yaml` is there to extend. */
+/** The resolved spec of `spec.yaml` among the files; `recipe.yaml` is there to extend. */
 async function resolved(files: Record<string, string>, options: Partial<LoadPlanOptions> = {}) {
-  const folder = folderWith({ 'quickstart.yaml': BASE, ...files });
+  const folder = folderWith({ 'recipe.yaml': BASE, ...files });
   const overlays = options.overlays?.map((name) => join(folder, name)) ?? [];
   const loaded = await planFile(join(folder, 'spec.yaml'), { ...options, overlays });
   return { ...loaded, folder, spec: loaded.plan?.spec as unknown as Experiment };
 }
 
-const extending = (text: string): Record<string, string> => ({ 'spec.yaml': `extends: [quickstart.yaml]\n${text}` });
+const extending = (text: string): Record<string, string> => ({ 'spec.yaml': `extends: [recipe.yaml]\n${text}` });
 
 describe('later layers win', () => {
   test('extends from left to right, then the file, then overlays, then the command line', async () => {
     const files = {
       'left.yaml':
-        'extends: [quickstart.yaml]\nname: left\ndescription: left\nseed: 1\nagent: { max_turns: 11 }\nreward: { format_penalty: 0.1 }\n',
+        'extends: [recipe.yaml]\nname: left\ndescription: left\nseed: 1\nagent: { max_turns: 11 }\nreward: { format_penalty: 0.1 }\n',
       'right.yaml': 'description: right\nseed: 2\nagent: { max_turns: 12 }\nreward: { format_penalty: 0.2 }\n',
       'spec.yaml':
         'extends: [left.yaml, right.yaml]\nseed: 3\nagent: { max_turns: 13 }\nreward: { format_penalty: 0.3 }\n',
@@ -60,7 +60,7 @@ describe('later layers win', () => {
     const at = (...path: string[]) =>
       placeText(nodeAt(root as NonNullable<typeof root>, path)?.at ?? { file: '', line: 0, column: 0 });
     expect(at('seed')).toBe(`${folder}/spec.yaml:2:7`);
-    expect(at('corpus', 'limit', 'chunks')).toBe(`${folder}/quickstart.yaml:10:20`);
+    expect(at('corpus', 'limit', 'chunks')).toBe(`${folder}/recipe.yaml:10:20`);
     expect(at('agent', 'max_turns')).toBe('command line:1:17');
   });
 });
@@ -194,7 +194,7 @@ describe('references', () => {
 });
 
 describe('the run key', () => {
-  const runKey = async (options: Partial<LoadPlanOptions> = {}) => (await planFile(quickstart, options)).plan?.run_key;
+  const runKey = async (options: Partial<LoadPlanOptions> = {}) => (await planFile(recipe, options)).plan?.run_key;
 
   test('knows the whole spec, its name included, and the label', async () => {
     const usual = await runKey();

@@ -11,6 +11,8 @@ const FIXTURES = join(ROOT, 'tests/fixtures/plans');
 const cacheDir = mkdtempSync(join(tmpdir(), 'exp-plan-cache-'));
 
 export const quickstart = join(ROOT, 'experiments/quickstart.yaml');
+/** The quickstart, frozen: for tests that count on its numbers. */
+export const recipe = join(ROOT, 'tests/fixtures/specs/recipe.yaml');
 export const multihop = join(ROOT, 'experiments/multihop.yaml');
 
 export function planOptions(options: Partial<LoadPlanOptions> = {}): LoadPlanOptions {

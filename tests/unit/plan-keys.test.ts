@@ -9,7 +9,17 @@ import { readSpecInputs } from '../../plan/spec-inputs.ts';
 import { resolveNames } from '../../plan/spec-names.ts';
 import { Experiment } from '../../schemas/experiment.ts';
 import type { PlanNode } from '../../schemas/plan.ts';
-import { folderWith, keysOf, multihop, nodesOf, planFile, planOptions, quickstart, ROOT } from './plan-fixture.ts';
+import {
+  folderWith,
+  keysOf,
+  multihop,
+  nodesOf,
+  planFile,
+  planOptions,
+  quickstart,
+  ROOT,
+  recipe,
+} from './plan-fixture.ts';
 
 describe('golden plans', () => {
   // After a change that is meant to move keys: vitest -u, and the diff shows which moved.
@@ -54,14 +64,14 @@ describe('golden plans', () => {
   });
 
   test('only stochastic nodes have a seed, so corpus and index are shared by all seeds', async () => {
-    const one = await nodesOf(quickstart);
-    const other = await nodesOf(quickstart, { overrides: ['seed=18'] });
+    const one = await nodesOf(recipe);
+    const other = await nodesOf(recipe, { overrides: ['seed=18'] });
     expect(one.filter(({ seed }) => seed === null).map(({ id }) => id)).toEqual(['corpus', 'index', 'report']);
     expect(changed(one, other)).toEqual(one.map(({ id }) => id).filter((id) => !['corpus', 'index'].includes(id)));
   });
 
   test('a benchmark asks every checkpoint the same questions', async () => {
-    const benchmarks = (await nodesOf(quickstart)).filter(({ kind }) => kind === 'benchmark');
+    const benchmarks = (await nodesOf(recipe)).filter(({ kind }) => kind === 'benchmark');
     const seeds = benchmarks.map(({ parameters }) => (parameters['dataset'] as { seed: number }).seed);
     expect(new Set(seeds).size).toBe(1);
     expect(new Set(benchmarks.map(({ seed }) => seed)).size).toBe(3);
@@ -69,19 +79,19 @@ describe('golden plans', () => {
 });
 
 describe('what a spec looks like changes no key', () => {
-  const text = readFileSync(quickstart, 'utf8');
+  const text = readFileSync(recipe, 'utf8');
   const keysOfText = async (spec: string) =>
     keysOf(await nodesOf(join(folderWith({ 'spec.yaml': spec }), 'spec.yaml')));
 
   test('comments and spacing', async () => {
     const spec = text.replaceAll('\n', ' # a comment\n\n');
-    expect(await keysOfText(spec)).toEqual(keysOf(await nodesOf(quickstart)));
+    expect(await keysOfText(spec)).toEqual(keysOf(await nodesOf(recipe)));
   });
 
   test('the order of sections', async () => {
     const sections = text.split(/\n(?=[a-z_]+:)/);
     expect(sections.length).toBeGreaterThan(10);
-    expect(await keysOfText(sections.reverse().join('\n'))).toEqual(keysOf(await nodesOf(quickstart)));
+    expect(await keysOfText(sections.reverse().join('\n'))).toEqual(keysOf(await nodesOf(recipe)));
   });
 
   test('how it is split into files', async () => {
@@ -91,18 +101,18 @@ describe('what a spec looks like changes no key', () => {
       'lower.yaml': `${head}\n${sections.slice(0, half).join('\n')}`,
       'spec.yaml': `extends: [lower.yaml]\n${sections.slice(half).join('\n')}`,
     });
-    expect(keysOf(await nodesOf(join(folder, 'spec.yaml')))).toEqual(keysOf(await nodesOf(quickstart)));
+    expect(keysOf(await nodesOf(join(folder, 'spec.yaml')))).toEqual(keysOf(await nodesOf(recipe)));
   });
 
   test('a default that is written out', async () => {
-    const nodes = await nodesOf(quickstart, {
+    const nodes = await nodesOf(recipe, {
       overrides: ['+index.fusion={ kind: rrf, k: 60 }', '+agent.search_results=5'],
     });
-    expect(keysOf(nodes)).toEqual(keysOf(await nodesOf(quickstart)));
+    expect(keysOf(nodes)).toEqual(keysOf(await nodesOf(recipe)));
   });
 });
 
-/** Values the quickstart leaves out, so that they are flipped too. */
+/** Values the recipe leaves out, so that they are flipped too. */
 const EXTRAS = [
   '+corpus.limit.pages=500',
   '+tasks.limit=150',
@@ -173,7 +183,7 @@ describe('flipping a leaf changes exactly the nodes that depend on it', () => {
 
   beforeAll(async () => {
     const options = planOptions({ overrides: EXTRAS });
-    const loaded = await planFile(quickstart, options);
+    const loaded = await planFile(recipe, options);
     root = loaded.root as Located;
     const experiment = loaded.plan?.spec as unknown as Experiment;
     base = {
@@ -183,7 +193,7 @@ describe('flipping a leaf changes exactly the nodes that depend on it', () => {
         await readSpecInputs(experiment, {
           ...options,
           root,
-          specFile: quickstart,
+          specFile: recipe,
           dataRoots: [],
           digests: new FileDigests(options.cacheDir),
         })
@@ -193,7 +203,7 @@ describe('flipping a leaf changes exactly the nodes that depend on it', () => {
     unmoved = [];
   });
 
-  test('every leaf of the resolved quickstart', () => {
+  test('every leaf of the resolved recipe', () => {
     const flipped: string[] = [];
     for (const path of leafPaths(base.experiment)) {
       const field = path.join('.');
@@ -225,7 +235,7 @@ describe('flipping a leaf changes exactly the nodes that depend on it', () => {
 describe('input files', () => {
   const pages = { kind: 'jsonl', path: 'pages.jsonl' };
   const spec = (source: object) =>
-    `${readFileSync(quickstart, 'utf8').replace(/docs: \{.*\}/, `docs: ${JSON.stringify(source)}`)}`;
+    `${readFileSync(recipe, 'utf8').replace(/docs: \{.*\}/, `docs: ${JSON.stringify(source)}`)}`;
 
   test('enter the key by content, not by place', async () => {
     const make = (content: string) => folderWith({ 'spec.yaml': spec(pages), 'pages.jsonl': content });
@@ -258,7 +268,7 @@ describe('input files', () => {
     const lock = readFileSync(join(planOptions().repoRoot, 'package-lock.json'), 'utf8');
     const key = async (packageLock: string, requirements: string) =>
       (
-        await nodesOf(quickstart, {
+        await nodesOf(recipe, {
           repoRoot: folderWith({ 'package-lock.json': packageLock, 'requirements.txt': requirements }),
         })
       )[0]?.key;
@@ -280,7 +290,7 @@ describe('input files', () => {
   });
 
   test('a model the profile does not know is named, with the nearest it knows', async () => {
-    const { plan, unknown } = await planFile(quickstart, { overrides: ['policy.base=smollm2-135m-instruc'] });
+    const { plan, unknown } = await planFile(recipe, { overrides: ['policy.base=smollm2-135m-instruc'] });
     expect(unknown).toEqual([
       'models: profile local has no smollm2-135m-instruc (did you mean `smollm2-135m-instruct`?)',
     ]);
@@ -288,11 +298,11 @@ describe('input files', () => {
   });
 });
 
-test('the quickstart compiles in under 100 ms', async () => {
+test('a spec compiles in under 100 ms', async () => {
   const times: number[] = [];
   for (let round = 0; round < 8; round++) {
     const before = process.cpuUsage();
-    await nodesOf(quickstart);
+    await nodesOf(recipe);
     const { user, system } = process.cpuUsage(before);
     times.push((user + system) / 1000);
   }

@@ -3,7 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { problemLine } from '../../plan/problem.ts';
-import { folderWith, found, planFile, ROOT } from './plan-fixture.ts';
+import { folderWith, found, planFile, ROOT, recipe } from './plan-fixture.ts';
 
 const SPECS = join(ROOT, 'tests/fixtures/specs/problems');
 
@@ -220,6 +220,44 @@ describe('no spec is slow', () => {
     expect(problems.length).toBeLessThanOrEqual(100);
     expect((user + system) / 1e6).toBeLessThan(1);
   });
+});
+
+test('no damage to a spec is a crash: every one is a plan, or problems with places', async () => {
+  const text = readFileSync(recipe, 'utf8');
+  const scraps = [
+    '{',
+    '}',
+    '[',
+    ']',
+    ': ',
+    '- ',
+    '\n',
+    '"',
+    '&a ',
+    '*a',
+    '!unset',
+    '!x ',
+    'null',
+    '-0',
+    '${vars.x}',
+    '|',
+    '? ',
+    '\t',
+    '---\n',
+    ',',
+  ];
+  let state = 20261121;
+  const random = (below: number): number => {
+    state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
+    return (state >>> 8) % below;
+  };
+  for (let round = 0; round < 80; round++) {
+    const [at, until] = [random(text.length), random(12)];
+    const damaged = text.slice(0, at) + scraps[random(scraps.length)] + text.slice(at + until);
+    const { plan, problems } = await planFile(join(folderWith({ 'spec.yaml': damaged }), 'spec.yaml'));
+    expect(plan === null, damaged).toBe(problems.length > 0);
+    expect(problems.every(({ line, column }) => line >= 1 && column >= 1)).toBe(true);
+  }
 });
 
 /** The small spec of the fixtures, with its pages elsewhere. */

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { estimateNode } from '../../plan/estimate.ts';
 import { decideActions, type FoundArtifact } from '../../plan/reuse.ts';
 import type { PlanNode } from '../../schemas/plan.ts';
-import { multihop, nodesOf, quickstart } from './plan-fixture.ts';
+import { multihop, nodesOf, recipe } from './plan-fixture.ts';
 
 /** A store in which the named nodes have artifacts, made from each other. */
 function storeOf(nodes: readonly PlanNode[], present: readonly string[]): Map<string, FoundArtifact> {
@@ -31,20 +31,20 @@ const actionsOf = async (nodes: readonly PlanNode[], store: Map<string, FoundArt
 
 describe('reuse', () => {
   test('a node with a current artifact is reused, and says what made it', async () => {
-    const nodes = await nodesOf(quickstart);
+    const nodes = await nodesOf(recipe);
     const actions = await actionsOf(nodes, storeOf(nodes, ['corpus', 'index']));
     expect(actions['index']).toEqual({ action: 'reuse', reason: 'made 2026-11-21 08:09 with torch 2.13.0' });
     expect(actions['tasks']).toEqual({ action: 'run', reason: 'no artifact has this key' });
   });
 
   test('an artifact whose input runs again may not be counted on', async () => {
-    const nodes = await nodesOf(quickstart);
+    const nodes = await nodesOf(recipe);
     const actions = await actionsOf(nodes, storeOf(nodes, ['index', 'tasks']));
     expect(actions['index']).toEqual({ action: 'run', reason: 'corpus runs; reused only if that comes out as before' });
   });
 
   test('an artifact whose input has been made anew is not reused', async () => {
-    const nodes = await nodesOf(quickstart);
+    const nodes = await nodesOf(recipe);
     const store = storeOf(nodes, ['corpus', 'index']);
     const corpus = nodes[0]?.key as string;
     store.set(corpus, { ...(store.get(corpus) as FoundArtifact), digest: 'another' });
@@ -64,7 +64,7 @@ describe('reuse', () => {
   });
 
   test('without a stack nothing is known of artifacts', async () => {
-    const actions = await decideActions(await nodesOf(quickstart), null);
+    const actions = await decideActions(await nodesOf(recipe), null);
     expect(new Set(actions.map(({ action, reason }) => `${action}: ${reason}`))).toEqual(
       new Set(['run: stack is down: reuse unknown']),
     );
@@ -73,7 +73,7 @@ describe('reuse', () => {
 
 describe('estimates', () => {
   test('count rollouts, and bound tokens and calls', async () => {
-    const nodes = await nodesOf(quickstart, {
+    const nodes = await nodesOf(recipe, {
       overrides: [
         'curriculum.stage1.difficulty={ tasks: 10, rollouts: 4, keep: { min_passes: 1, max_passes: 3 } }',
         'agent.max_turns=4',
