@@ -8,7 +8,7 @@ import { CAPABILITIES, type Capability, type Task } from '../../../schemas/task.
 import { checkEvidence, StatedValues } from './check-evidence.ts';
 import { answerKey, type Candidate, drawCandidates, PackagePool } from './draw-candidates.ts';
 import { type FactPage, FactPool, packageOf, siblingUrl, splitOfPackage } from './fact-pool.ts';
-import { apportion } from './quotas.ts';
+import { apportionTable } from './quotas.ts';
 import { type Template, TEMPLATES } from './templates.ts';
 
 /** A corpus as task generation reads it; each stream is in a fixed order. */
@@ -106,7 +106,7 @@ async function samplePools(corpus: FactCorpus, { splits, seed, count, source }: 
 /** Tasks wanted by split and capability. */
 function quotasOf({ count, splits, mix }: GenerateOptions): Record<string, Record<string, number>> {
   const shares = mix ?? Object.fromEntries(CAPABILITIES.map((capability) => [capability, 1]));
-  return Object.fromEntries(Object.entries(apportion(count, splits)).map(([split, total]) => [split, apportion(total, shares)]));
+  return apportionTable(count, splits, shares);
 }
 
 function drawSplit(split: string, pool: PackagePool, quota: Readonly<Record<string, number>>, options: GenerateOptions): Candidate[] {
