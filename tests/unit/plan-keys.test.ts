@@ -29,9 +29,8 @@ describe('golden plans', () => {
   ])('%s', async (name, path) => {
     const { plan } = await planFile(path);
     const { spec_path: _, ...rest } = plan as NonNullable<typeof plan>;
-    await expect(`${JSON.stringify(rest, null, 2)}\n`).toMatchFileSnapshot(
-      join(ROOT, `tests/fixtures/plans/${name}.json`),
-    );
+    const text = JSON.stringify(rest, null, 2).replaceAll(ROOT, '<checkout>');
+    await expect(`${text}\n`).toMatchFileSnapshot(join(ROOT, `tests/fixtures/plans/${name}.json`));
   });
 
   test('the quickstart has the nodes that were designed, each after its inputs', async () => {
