@@ -48,9 +48,10 @@ export async function openDependencies() {
   const work = join(home(), 'work');
   mkdirSync(work, { recursive: true });
 
-  const merged = new MergedWeights({ store, cache: join(home(), 'cache', 'merged'), python: python(), baseDir: modelDir, dtype: 'bfloat16' });
+  const packageDir = join(repoRoot(), 'trainer');
+  const merged = new MergedWeights({ store, cache: join(home(), 'cache', 'merged'), python: python(), packageDir, baseDir: modelDir, dtype: 'bfloat16' });
   const engines = new EnginePool({ pool, engines: addresses.engines, merged });
-  const host = new TrainerHost({ pool, host: hostname(), logDir: join(home(), 'logs'), python: python() });
+  const host = new TrainerHost({ pool, host: hostname(), logDir: join(home(), 'logs'), python: python(), packageDir });
   const mlflow = new Mlflow({ ...addresses.mlflow, pool });
   const outbox = new Outbox({ pool, deliver: createMlflowDelivery({ pool, mlflow, store }), refusedCodes: REFUSED_CODES, log: (line) => console.log(line) });
 

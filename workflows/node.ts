@@ -34,12 +34,11 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
   });
   setHandler(leaveSignal, (id) => void subscribers.delete(id));
 
-  const work = new CancellationScope();
-  condition(() => everSubscribed && subscribers.size === 0).then(
-    () => work.cancel(),
-    () => undefined, // cancelled itself: the work is cancelled with it
-  );
-  const outcome = await work.run(() => execute(ref)).catch((error: unknown) => outcomeOfError(ref, error));
+  // Who subscribes while an abandoned execution is being cancelled gets a new one, not the old one's ending.
+  let outcome = await execution(ref, () => everSubscribed && subscribers.size === 0);
+  while (outcome.status === 'cancelled' && subscribers.size > 0 && !CancellationScope.current().consideredCancelled) {
+    outcome = await execution(ref, () => subscribers.size === 0);
+  }
 
   // A subscriber may arrive while another is being told: go on until nobody is left untold.
   for (let next = untold(subscribers, told); next !== undefined; next = untold(subscribers, told)) {
@@ -47,6 +46,24 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
     await always(() => tell(next as string, outcome));
   }
   return outcome;
+}
+
+/** Run the node until it ends or nobody waits for it any more. */
+async function execution(ref: NodeRef, isAbandoned: () => boolean): Promise<NodeOutcome> {
+  const work = new CancellationScope();
+  const watch = new CancellationScope();
+  const watching = watch.run(() => condition(isAbandoned)).then(
+    () => work.cancel(),
+    () => undefined, // nobody watches any more
+  );
+  try {
+    return await work.run(() => execute(ref));
+  } catch (error) {
+    return outcomeOfError(ref, error);
+  } finally {
+    watch.cancel();
+    await watching;
+  }
 }
 
 const untold = (subscribers: ReadonlySet<string>, told: ReadonlySet<string>): string | undefined =>

@@ -20,11 +20,20 @@ export interface RunState {
 export const runStateQuery = defineQuery<RunState>('state');
 
 /** The frozen plan of a run: one child per arm, `max_parallel` at a time. Its result is the run's true final status. */
-export async function run({ run, plan, max_parallel }: RunInput): Promise<{ status: RunStatus }> {
-  const { arms } = await ledger.listArms({ plan });
-  const state: RunState = { run, status: 'running', arms: arms.map((arm) => ({ arm, status: 'waiting' })) };
+export async function run(input: RunInput): Promise<{ status: RunStatus }> {
+  const state: RunState = { run: input.run, status: 'running', arms: [] };
   setHandler(runStateQuery, () => state);
+  state.status = await executeArms(input, state).catch((error: unknown) => {
+    if (isCancellation(error)) return 'cancelled';
+    throw error;
+  });
+  await always(() => ledger.finishRun({ run: input.run, status: state.status }));
+  return { status: state.status };
+}
 
+async function executeArms({ run, plan, max_parallel }: RunInput, state: RunState): Promise<RunStatus> {
+  const { arms } = await ledger.listArms({ plan });
+  state.arms = arms.map((arm) => ({ arm, status: 'waiting' }));
   await ledger.trackRunStarted({ run, plan });
   const waiting = [...state.arms];
   const worker = async () => {
@@ -34,10 +43,7 @@ export async function run({ run, plan, max_parallel }: RunInput): Promise<{ stat
     }
   };
   await Promise.all(Array.from({ length: Math.min(max_parallel, arms.length) }, worker));
-
-  state.status = worstOf(state.arms.map(({ status }) => status));
-  await always(() => ledger.finishRun({ run, status: state.status }));
-  return { status: state.status };
+  return worstOf(state.arms.map(({ status }) => status));
 }
 
 async function executeArm(input: { run: string; plan: string; arm: string }): Promise<ArmStatus> {

@@ -11,6 +11,8 @@ export interface MergedWeightsDeps {
   /** Where merged directories are kept; derived and disposable. */
   cache: string;
   python: string;
+  /** Folder with the Python package `exp_trainer`. */
+  packageDir: string;
   /** Hugging Face directory of a base model of the registry. */
   baseDir(model: string): string;
   /** What the engine loads: bfloat16 or float32. */
@@ -42,13 +44,13 @@ export class MergedWeights {
 
   /** Two processes may merge at once: each writes its own temporary directory, and the rename decides. */
   async #merge(checkpoint: Checkpoint, out: string): Promise<string> {
-    const { store, python, baseDir, dtype, cache } = this.#deps;
+    const { store, python, packageDir, baseDir, dtype, cache } = this.#deps;
     await mkdir(cache, { recursive: true });
     const adapters: string[] = [];
     for (const sha256 of checkpoint.adapters) adapters.push('--adapter', await store.openBlob(sha256));
     const args = ['-m', 'exp_trainer.merge', '--base', baseDir(checkpoint.model), ...adapters];
     try {
-      await promisify(execFile)(python, [...args, '--out', out, '--dtype', dtype], { maxBuffer: 2 ** 24 });
+      await promisify(execFile)(python, [...args, '--out', out, '--dtype', dtype], { cwd: packageDir, maxBuffer: 2 ** 24 });
     } catch (cause) {
       if (await isThere(join(out, 'probe.json'))) return out;
       const { stderr = '' } = cause as { stderr?: string };

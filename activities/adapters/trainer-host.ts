@@ -21,13 +21,15 @@ export class TrainerHost {
   readonly #host: string;
   readonly #logDir: string;
   readonly #python: string;
+  readonly #packageDir: string;
   readonly #clients = new Map<number, TrainerClient>();
 
-  constructor(options: { pool: Pool; host: string; logDir: string; python: string }) {
+  constructor(options: { pool: Pool; host: string; logDir: string; python: string; packageDir: string }) {
     this.#pool = options.pool;
     this.#host = options.host;
     this.#logDir = options.logDir;
     this.#python = options.python;
+    this.#packageDir = options.packageDir;
   }
 
   /** Take the lease. A holder that comes back (a restarted worker) keeps its epoch and its process. */
@@ -49,7 +51,12 @@ export class TrainerHost {
     const row = await this.#read(stageKey, epoch);
     const adopted = row.state.process ? await this.#adopt(row.state.process) : null;
     if (adopted) return adopted;
-    const { lease, client } = await startTrainer({ python: this.#python, logDir: this.#logDir, name: stageKey.slice(0, 12) });
+    const { lease, client } = await startTrainer({
+      python: this.#python,
+      packageDir: this.#packageDir,
+      logDir: this.#logDir,
+      name: stageKey.slice(0, 12),
+    });
     const { rowCount } = await this.#pool.query(
       `update leases set state = jsonb_build_object('host', $3::text, 'process', $4::jsonb) where resource = $1 and epoch = $2`,
       [resourceOf(stageKey), epoch, this.#host, lease],

@@ -4,7 +4,7 @@ import { ApplicationFailure } from '@temporalio/common';
 import { TestWorkflowEnvironment } from '@temporalio/testing';
 import { bundleWorkflowCode, Worker, type WorkflowBundle } from '@temporalio/worker';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { createRunNodesActivities } from '../../activities/run-nodes.ts';
 import type { NodeOutcome, NodeRef, NodeSkeleton } from '../../activities/index.ts';
 import { venvBin } from '../../services/home.ts';
@@ -89,6 +89,16 @@ async function work(milliseconds: number): Promise<void> {
   }
 }
 
+const WAIT = { timeout: 30_000, interval: 100 };
+
+/** Until so many subscribers of a node stand in its history. */
+const subscribed = (key: string, count: number) =>
+  vi.waitFor(async () => {
+    const { events } = await temporal.client.workflow.getHandle(`node/${key}`).fetchHistory();
+    const signals = events?.filter(({ workflowExecutionSignaledEventAttributes: signal }) => signal?.signalName === 'subscribe');
+    expect(signals).toHaveLength(count);
+  }, WAIT);
+
 test('nodes run when their inputs are done, and a second run finds them all', async () => {
   const plan = [node('corpus', 'corpus', 'w1-c'), node('index', 'index', 'w1-i', ['corpus']), node('tasks', 'tasks', 'w1-t', ['corpus'])];
   const { executed, tracked, start, stop } = await stage({ p: plan }, async () => {});
@@ -127,12 +137,12 @@ test('a failed node stops what needs it and nothing else, and the run says faile
 
 test('two runs share one node; the one that came first is cancelled, and the node goes on for the other', async () => {
   const plan = [node('corpus', 'corpus', 'w3-c')];
-  const { executed, finished, start, stop } = await stage({ p: plan }, async () => work(3_000));
+  const { executed, finished, start, stop } = await stage({ p: plan }, async () => work(10_000));
   try {
     const first = await start('w3-a', 'p');
-    await delay(700);
+    await subscribed('w3-c', 1);
     const second = await start('w3-b', 'p');
-    await delay(700);
+    await subscribed('w3-c', 2);
     await first.cancel();
     expect(await first.result()).toEqual({ status: 'cancelled' });
     expect(await second.result()).toEqual({ status: 'done' });
@@ -145,10 +155,10 @@ test('two runs share one node; the one that came first is cancelled, and the nod
 
 test('a node is cancelled when its last subscriber leaves', async () => {
   const plan = [node('corpus', 'corpus', 'w4-c')];
-  const { start, stop } = await stage({ p: plan }, async () => work(60_000));
+  const { executed, start, stop } = await stage({ p: plan }, async () => work(60_000));
   try {
     const only = await start('w4', 'p');
-    await delay(700);
+    await vi.waitFor(() => expect(executed).toHaveLength(1), WAIT);
     await only.cancel();
     expect(await only.result()).toEqual({ status: 'cancelled' });
     const ended = (await temporal.client.workflow.getHandle('node/w4-c').result()) as NodeOutcome;
