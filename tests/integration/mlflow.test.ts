@@ -24,6 +24,7 @@ let mlflow: Mlflow;
 beforeAll(async () => {
   [postgres, server] = await Promise.all([startPostgres(), createMlflowServer()]);
   pool = new pg.Pool({ connectionString: postgres.address });
+  pool.on('error', () => {}); // the server stops before the last socket has closed
   await server.start();
   mlflow = new Mlflow({ url: server.url, pool });
 });
