@@ -10,7 +10,7 @@ import { type Connections, connections, embedded } from './connections.ts';
 import { modelsDir, python, repoRoot, setupDir } from './home.ts';
 import { logTail } from './log-tail.ts';
 import { isLoopback, listeners, ownerOf, socketsOf } from './ports.ts';
-import { type StackProcess, stackProcesses } from './processes.ts';
+import { environmentOf, type StackProcess, stackProcesses } from './processes.ts';
 import { isWorker, logPath, modelPath, SERVICES, type ServiceName, WORKERS } from './programs.ts';
 import { probe } from './readiness.ts';
 import { readServicesFile, servicesPath } from './services-file.ts';
@@ -304,15 +304,6 @@ function checkWorkerCode({ states }: Patient): Finding[] {
   return running.length === WORKERS.length
     ? [ok('workers', `run the code of this checkout (${buildDigest().slice(0, 12)})`)]
     : [];
-}
-
-function environmentOf(pid: number, name: string): string | undefined {
-  try {
-    const entries = readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0');
-    return entries.find((entry) => entry.startsWith(`${name}=`))?.slice(name.length + 1);
-  } catch {
-    return undefined;
-  }
 }
 
 function checkOrphans({ states, processes }: Patient): Finding[] {

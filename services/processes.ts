@@ -72,6 +72,16 @@ function serviceByMark(pid: number, id: string, postgresData: string): string | 
   }
 }
 
+/** A variable of a running process, as it was started; undefined when it may not be looked into. */
+export function environmentOf(pid: number, name: string): string | undefined {
+  try {
+    const entries = readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0');
+    return entries.find((entry) => entry.startsWith(`${name}=`))?.slice(name.length + 1);
+  } catch {
+    return undefined;
+  }
+}
+
 export const groupFile = (home: string, service: string): string => join(home, 'work', `${service}.group`);
 
 /**

@@ -1,8 +1,8 @@
 /** When a service of the embedded stack is ready to be used, not merely running. */
 import { connect } from 'node:net';
-import type { Connection, TLSConfig } from '@temporalio/client';
+import type { Connection } from '@temporalio/client';
 import type { Profile } from '../schemas/profile.ts';
-import type { Connections, TlsFiles } from './connections.ts';
+import { type Connections, temporalOptions } from './connections.ts';
 import { withClient } from './postgres.ts';
 import { isWorker, type ServiceName } from './programs.ts';
 
@@ -84,25 +84,12 @@ async function withTemporal<T>(
   work: (service: Connection['workflowService']) => Promise<T>,
 ): Promise<T> {
   const { Connection } = await import('@temporalio/client');
-  const connection = await Connection.connect({
-    address: temporal.address,
-    connectTimeout: '3s',
-    ...(temporal.tls !== undefined && { tls: temporal.tls === true ? true : tlsConfig(temporal.tls) }),
-    ...(temporal.apiKey !== undefined && { apiKey: temporal.apiKey }),
-  });
+  const connection = await Connection.connect({ ...temporalOptions(temporal), connectTimeout: '3s' });
   try {
     return await work(connection.workflowService);
   } finally {
     await connection.close();
   }
-}
-
-function tlsConfig({ serverName, ca, cert, key }: TlsFiles): TLSConfig {
-  return {
-    ...(serverName !== undefined && { serverNameOverride: serverName }),
-    ...(ca && { serverRootCACertificate: ca }),
-    ...(cert && key && { clientCertPair: { crt: cert, key } }),
-  };
 }
 
 async function probeTemporal(connections: Connections): Promise<void> {

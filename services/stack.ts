@@ -428,20 +428,16 @@ export async function serviceStates(home: string): Promise<ProgramState[] | unde
   return (await supervisor.isUp()) ? supervisor.programs() : undefined;
 }
 
-/** Whether everything that a run needs to be accepted is up and runs the code of this checkout. */
+/** Whether everything runs, and the workers run the code of this checkout. */
 export async function isUpToDate(home: string): Promise<boolean> {
   const states = await serviceStates(home);
   if (states === undefined) return false;
-  const running = new Set(states.filter(({ statename }) => statename === 'RUNNING').map(({ name }) => name));
-  const workersCurrent = WORKERS.every((name) => readProgramBuild(home, name) === buildDigest());
-  return SERVICES.every((name) => running.has(name)) && workersCurrent;
-}
-
-/** Build that a worker was last started with; undefined before its first start. */
-export function readProgramBuild(home: string, service: ServiceName): string | undefined {
-  try {
-    return (JSON.parse(readFileSync(programPath(home, service), 'utf8')) as Program).env.EXP_BUILD;
-  } catch {
-    return undefined;
-  }
+  const running = new Map(
+    states.filter(({ statename }) => statename === 'RUNNING').map(({ name, pid }) => [name, pid]),
+  );
+  const build = buildDigest();
+  return (
+    SERVICES.every((name) => running.has(name)) &&
+    WORKERS.every((name) => environmentOf(running.get(name) ?? 0, 'EXP_BUILD') === build)
+  );
 }
