@@ -5,6 +5,7 @@
  * given the weights again before the turn is sampled once more.
  */
 import { readdir, readFile } from 'node:fs/promises';
+import { cpus } from 'node:os';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Pool } from 'pg';
@@ -12,7 +13,7 @@ import type { Completion, Sample, SampleRequest } from '../../environments/deep-
 import type { Checkpoint } from '../../schemas/checkpoint.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import { withAdvisoryLock } from './advisory-lock.ts';
-import { BootChanged, type CallOptions, type EngineAddress, EngineClient, type EngineInfo, type EngineTimes } from './engine-client.ts';
+import { BootChanged, type CallOptions, type EngineAddress, EngineClient, type EngineInfo, type EngineTimes, type Served } from './engine-client.ts';
 
 export interface EnginePoolDeps {
   pool: Pool;
@@ -52,12 +53,14 @@ const LEASE_MS = 120_000;
 const POLL_MS = 1_000;
 const LOAD_ATTEMPTS = 3;
 /**
- * Mean distance per token, in nats, between the engine's logprobs of the probe and those computed in fp32. Measured
- * on SmolLM2-135M in bf16: see the decision record. Wrong weights of the same family are further away than this.
+ * Mean distance per token, in nats, between the engine's logprobs of the probe and those computed in fp32. SmolLM2-135M
+ * in bf16 is 0.065 to 0.075 away from its own fp32 values; strangers are whole nats away.
  */
-const FP32_TOLERANCE = 0.25;
-/** Largest distance between two probes of the same weights on the same engine build. */
+const FP32_TOLERANCE = 0.2;
+/** The same between two probes of the same weights on the same build and machine: measured 0, over reloads too. */
 const REPEAT_TOLERANCE = 0.02;
+/** Below this two probes are the same. Any change of weights moves bf16 rounding, and with it the probe, by far more. */
+const SAME = 1e-5;
 
 export class EnginePool {
   readonly #pool: Pool;
@@ -153,10 +156,15 @@ export class EnginePool {
           const isLoaded = info.boot !== stale && state.boot === info.boot && state.checkpoint === checkpoint.digest;
           if (isLoaded) return info.boot;
           await checkBase(client.address, info, checkpoint, directory);
+          const probe = await readProbe(directory);
+          const before = client.address.admin ? await client.probe(info.boot, probe.token_ids, call) : null;
           // Until the probe has answered, nobody may take the engine for loaded.
           await this.#setState(resource, epoch, {});
           if (client.address.admin) await client.loadWeights(directory, call);
-          await this.#checkProbe(client, info.boot, checkpoint, directory, call);
+          const served = await client.probe(info.boot, probe.token_ids, call);
+          checkExpected(client.address, checkpoint, served, probe);
+          if (before !== null) await checkReplaced(client.address, checkpoint, { before, served, probe, replaced: state.boot === info.boot ? state.model_dir : undefined });
+          await this.#checkRecorded(client.address, checkpoint, served);
           await this.#setState(resource, epoch, { boot: info.boot, checkpoint: checkpoint.digest, model_dir: directory });
           return info.boot;
         });
@@ -173,25 +181,17 @@ export class EnginePool {
     }
   }
 
-  /** The engine's logprobs of a fixed prompt must be those of the checkpoint, and those it gave the last time. */
-  async #checkProbe(client: EngineClient, boot: string, checkpoint: Checkpoint, directory: string, call: CallOptions): Promise<void> {
-    const probe = JSON.parse(await readFile(join(directory, 'probe.json'), 'utf8')) as Probe;
-    const { logprobs, build } = await client.probe(boot, probe.token_ids, call);
-    const at = `engine ${client.address.name}`;
-    const expected = probe.logprobs.slice(1).map((logprob) => logprob ?? Number.NaN);
-    const distance = meanDistance(logprobs, expected);
-    if (!(distance <= FP32_TOLERANCE)) {
-      throw new ExpError('ENGINE_PROBE', at, `does not answer as checkpoint ${checkpoint.digest.slice(0, 12)} should: ${distance.toFixed(3)} nats a token away, at most ${FP32_TOLERANCE}`);
-    }
+  /** An engine answers for a checkpoint as it did the first time. */
+  async #checkRecorded(address: EngineAddress, checkpoint: Checkpoint, { logprobs, build }: Served): Promise<void> {
     const { rows } = await this.#pool.query<{ logprobs: number[] }>(
       `with added as (
          insert into probes (checkpoint_digest, engine_build, logprobs) values ($1, $2, $3) on conflict do nothing returning logprobs)
        select logprobs from added union all select logprobs from probes where checkpoint_digest = $1 and engine_build = $2`,
-      [checkpoint.digest, build, logprobs],
+      [checkpoint.digest, `${build} ${machineOf(address)}`, logprobs],
     );
     const change = meanDistance(logprobs, rows[0]?.logprobs ?? []);
     if (!(change <= REPEAT_TOLERANCE)) {
-      throw new ExpError('ENGINE_PROBE', at, `answers otherwise than when checkpoint ${checkpoint.digest.slice(0, 12)} was first served by ${build}: ${change.toFixed(4)} nats a token away`);
+      throw probeFailed(address, checkpoint, `its answers are ${change.toFixed(4)} nats a token away from those it gave when it served it first`);
     }
   }
 
@@ -274,6 +274,52 @@ export class EngineLease {
     this.#boot = boot;
     return boot;
   }
+}
+
+interface Replacement {
+  before: Served;
+  served: Served;
+  probe: Probe;
+  /** Directory of the weights that were served before, where it is known. */
+  replaced: string | undefined;
+}
+
+/** The engine's logprobs of a fixed prompt must be those of the checkpoint, up to rounding. */
+function checkExpected(address: EngineAddress, checkpoint: Checkpoint, { logprobs }: Served, probe: Probe): void {
+  const distance = meanDistance(logprobs, expectedOf(probe));
+  if (distance <= FP32_TOLERANCE) return;
+  throw probeFailed(address, checkpoint, `its answers are ${distance.toFixed(3)} nats a token away from what the weights give, at most ${FP32_TOLERANCE}`);
+}
+
+/**
+ * One step of training changes the probe by less than bf16 rounds, so nearness to the right values alone cannot tell
+ * a checkpoint from its parent. But an engine repeats itself exactly: the same answers before and after mean the same
+ * weights, which is right only when the checkpoints do not differ.
+ */
+async function checkReplaced(address: EngineAddress, checkpoint: Checkpoint, { before, served, probe, replaced }: Replacement): Promise<void> {
+  if (!(meanDistance(before.logprobs, served.logprobs) <= SAME)) return;
+  if (checkpoint.adapters.length === 0) return; // the engine started with these weights
+  const earlier = replaced === undefined ? null : await readProbe(replaced).catch(() => null);
+  if (earlier !== null && meanDistance(expectedOf(earlier), expectedOf(probe)) <= SAME) return;
+  throw probeFailed(address, checkpoint, 'it answers exactly as before its weights were replaced');
+}
+
+async function readProbe(directory: string): Promise<Probe> {
+  return JSON.parse(await readFile(join(directory, 'probe.json'), 'utf8')) as Probe;
+}
+
+function expectedOf({ logprobs }: Probe): number[] {
+  return logprobs.slice(1).map((logprob) => logprob ?? Number.NaN);
+}
+
+function probeFailed({ name }: EngineAddress, { digest }: Checkpoint, what: string): ExpError {
+  return new ExpError('ENGINE_PROBE', `engine ${name}`, `it does not serve checkpoint ${digest.slice(0, 12)}: ${what}`);
+}
+
+/** Rounding depends on the machine: more threads add up in another order. */
+function machineOf({ name, url }: EngineAddress): string {
+  const isHere = ['127.0.0.1', 'localhost', '[::1]'].includes(new URL(url).hostname);
+  return isHere ? `${name} ${cpus().length} x ${cpus()[0]?.model ?? 'cpu'}` : name;
 }
 
 const SHAPE = ['model_type', 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads'];
