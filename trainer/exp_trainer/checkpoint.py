@@ -1,6 +1,8 @@
-"""Weights, optimizer and step of a stage on disk. Safetensors and JSON only: nothing here can run code."""
+"""Weights, optimizer and step of a stage on disk. Safetensors and JSON only: nothing here can run code.
 
-import base64
+Leaves out: the state of the schedule and of random numbers. Both follow from the step's number.
+"""
+
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -30,8 +32,7 @@ def save_checkpoint(
     with replace_directory(directory) as part:
         save_weights(part / weights, policy)
         save_file(_contiguous(optimizer_tensors(optimizer, policy.parameters)), part / OPTIMIZER)
-        rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
-        (part / STATE).write_text(json.dumps({**state, "rng": rng}, indent=1, sort_keys=True))
+        (part / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
     return {"weights": weights, "optimizer": OPTIMIZER, "state": STATE}
 
 
@@ -47,7 +48,7 @@ def save_weights(path: Path, policy: Policy) -> None:
 
 
 def load_checkpoint(directory: Path, policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, Any]:
-    """Put a checkpoint's weights, moments and RNG in place; its state."""
+    """Put a checkpoint's weights, and moments in place; its state."""
     weights = directory / WEIGHTS[policy.adapter is not None]
     for path in (weights, directory / OPTIMIZER, directory / STATE):
         if not path.is_file():
@@ -61,8 +62,6 @@ def load_checkpoint(directory: Path, policy: Policy, optimizer: torch.optim.Adam
             parameter.copy_(tensors[name])
     load_optimizer_tensors(optimizer, policy.parameters, load_file(directory / OPTIMIZER))
     state: dict[str, Any] = json.loads((directory / STATE).read_text())
-    rng = bytearray(base64.b64decode(state.pop("rng")))
-    torch.set_rng_state(torch.frombuffer(rng, dtype=torch.uint8))
     return state
 
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 def fuse_lora(peft: PeftModel) -> None:
     """Give every plain LoRA linear layer of a model the fused forward."""
     for module in peft.modules():
-        if isinstance(module, PeftLinear) and type(module.base_layer) is nn.Linear:
+        # With dropout the adapter sees another input than the base does, and peft's own forward is right.
+        drops = isinstance(module, PeftLinear) and isinstance(module.lora_dropout["default"], nn.Dropout)
+        if isinstance(module, PeftLinear) and type(module.base_layer) is nn.Linear and not drops:
             module.forward = MethodType(_forward, module)
 
 

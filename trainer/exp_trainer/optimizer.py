@@ -10,10 +10,13 @@ from torch import Tensor
 
 from .errors import TrainerError
 
+# How data was cut into steps: decided before a batch gets here, and part of the same section of a spec.
+BATCHING_KEYS = frozenset({"batch", "epochs", "minibatch"})
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """`warmup` below 1 is a share of total_steps, from 1 on a number of steps."""
+    """`warmup` up to 1 is a share of total_steps, above 1 a number of steps."""
 
     learning_rate: float
     schedule: str = "constant"
@@ -26,14 +29,14 @@ class OptimizerSpec:
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "OptimizerSpec":
         """Read the optimizer from the wire."""
-        given = {key: item for key, item in value.items() if item is not None}
+        given = {key: item for key, item in value.items() if item is not None and key not in BATCHING_KEYS}
         unknown = set(given) - {field.name for field in fields(cls)}
         if unknown or "learning_rate" not in given:
             raise TrainerError("OPTIMIZER_INVALID", f"unknown {sorted(unknown)}" if unknown else "no learning_rate")
         spec = cls(**{**given, "betas": tuple(given.get("betas", (0.9, 0.999)))})
         if spec.schedule not in ("constant", "cosine", "linear"):
             raise TrainerError("OPTIMIZER_INVALID", f"schedule {spec.schedule!r}")
-        if spec.total_steps is None and (spec.schedule != "constant" or 0 < spec.warmup < 1):
+        if spec.total_steps is None and (spec.schedule != "constant" or 0 < spec.warmup <= 1):
             raise TrainerError("OPTIMIZER_INVALID", "this schedule needs total_steps")
         return spec
 
@@ -45,7 +48,7 @@ def learning_rate_at(step: int, spec: OptimizerSpec) -> float:
     one step after total_steps, so no step is wasted at rate zero.
     """
     total = spec.total_steps or 0
-    warmup = math.ceil(spec.warmup * total) if spec.warmup < 1 else int(spec.warmup)
+    warmup = math.ceil(spec.warmup * total) if spec.warmup <= 1 else int(spec.warmup)
     if step <= warmup:
         return spec.learning_rate * step / warmup
     if spec.schedule == "constant":

@@ -23,16 +23,22 @@ class AdapterSpec:
 
     lora_rank: int
     lora_alpha: float
+    lora_dropout: float = 0.0
     target: str | list[str] = "all-linear"
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "AdapterSpec":
         """Read the adapter from the wire; alpha defaults to twice the rank."""
-        unknown = set(value) - {"lora_rank", "lora_alpha", "target"}
+        unknown = set(value) - {"lora_rank", "lora_alpha", "lora_dropout", "target"}
         if unknown or "lora_rank" not in value:
             raise TrainerError("ADAPTER_INVALID", f"unknown {sorted(unknown)}" if unknown else "no lora_rank")
         rank = int(value["lora_rank"])
-        return cls(rank, float(value.get("lora_alpha") or 2 * rank), value.get("target") or "all-linear")
+        return cls(
+            rank,
+            float(value.get("lora_alpha") or 2 * rank),
+            float(value.get("lora_dropout") or 0.0),
+            value.get("target") or "all-linear",
+        )
 
 
 class Policy:
@@ -48,6 +54,7 @@ class Policy:
         else:
             self._peft = _add_adapter(model, adapter, seed)
             self.model = self._peft.get_base_model()
+        self._dropouts = [] if adapter is None else [item for item in model.modules() if isinstance(item, nn.Dropout)]
         self.device = next(model.parameters()).device
         self.parameters: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -83,18 +90,29 @@ class Policy:
             layer.register_forward_hook(on_forward)
 
     @contextmanager
-    def checkpointed(self, active: bool) -> Iterator[None]:
-        """A block in which layers keep only their inputs for backward and compute the rest again."""
-        if not active:
-            yield
-            return
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.model.train()  # transformers checkpoints only in training mode
+    def training(self, *, checkpointed: bool) -> Iterator[None]:
+        """A block for forward and backward of a step: the adapter's dropout is on, the base's own stays off.
+
+        With `checkpointed`, layers keep only their inputs for backward and compute the rest again.
+        """
+        for dropout in self._dropouts:
+            dropout.train()
+        if checkpointed:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._set_layers_training(True)  # transformers checkpoints no layer in evaluation mode
         try:
             yield
         finally:
-            self.model.gradient_checkpointing_disable()
-            self.model.eval()
+            for dropout in self._dropouts:
+                dropout.eval()
+            if checkpointed:
+                self.model.gradient_checkpointing_disable()
+                self._set_layers_training(False)
+
+    def _set_layers_training(self, training: bool) -> None:
+        """The layers themselves, not what is inside them."""
+        for layer in self.model.get_decoder().layers:
+            layer.training = training
 
     def _autocast(self) -> Any:
         """Full training keeps fp32 master weights and computes in bf16 where asked."""
@@ -109,11 +127,12 @@ def _add_adapter(model: PreTrainedModel, adapter: AdapterSpec, seed: int) -> Pef
         r=adapter.lora_rank,
         lora_alpha=adapter.lora_alpha,  # pyright: ignore[reportArgumentType] (peft divides it; any number does)
         target_modules=adapter.target,
-        lora_dropout=0.0,
+        lora_dropout=adapter.lora_dropout,
         bias="none",
         task_type="CAUSAL_LM",
     )
     peft = get_peft_model(model, config, autocast_adapter_dtype=True)
+    peft.eval()  # peft's new layers begin in training mode
     _initialize(peft, seed)
     fuse_lora(peft)
     return peft

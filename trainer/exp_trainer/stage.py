@@ -37,8 +37,8 @@ class Stage:
         adapter = None if params.get("adapter") is None else AdapterSpec.parse(params["adapter"])
         self._dtype = resolve_dtype(params.get("dtype") or "auto")
         self._spec = OptimizerSpec.parse(params["optimizer"])
-        torch.manual_seed(int(params["seed"]))
-        self._policy = self._load_policy(adapter, int(params["seed"]))
+        self._seed = int(params["seed"])
+        self._policy = self._load_policy(adapter)
         self._optimizer = build_optimizer(self._policy.parameters, self._spec)
         self.step = 0
         # Every finished step by its id, so that a repeated request gets the same answer.
@@ -68,6 +68,8 @@ class Stage:
             raise TrainerError("STEP_ORDER", f"step {step} was asked for after step {self.step}")
         loss = parse_loss_spec(params["loss"])
         sequences = read_batch(Path(params["batch"]), policy_gradient=loss.kind == "policy_gradient")
+        # Random numbers follow from seed and step: a replay draws the same ones whatever ran before it.
+        torch.manual_seed(((self._seed & 0x7FFFFFFF) << 32) + step)
         with self._progress.phase("step"):
             metrics = train_step(
                 self._policy,
@@ -99,7 +101,7 @@ class Stage:
 
     def save(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A checkpoint that `open` can resume from."""
-        state = {"stage_key": self.stage_key, "step": self.step, "results": self._results}
+        state = {"stage_key": self.stage_key, "step": self.step, "seed": self._seed, "results": self._results}
         with self._progress.phase("saving"):
             files = save_checkpoint(Path(params["dir"]), self._policy, self._optimizer, state)
         return {"step": self.step, "files": files}
@@ -112,13 +114,13 @@ class Stage:
             merge(self._base, [*self._parents, own], Path(params["dir"]), params["export_dtype"], self._progress.tick)
         return {"step": self.step, "bytes": sum(file.stat().st_size for file in Path(params["dir"]).iterdir())}
 
-    def _load_policy(self, adapter: AdapterSpec | None, seed: int) -> Policy:
+    def _load_policy(self, adapter: AdapterSpec | None) -> Policy:
         # Full training keeps fp32 master weights whatever it computes in.
         held = torch.float32 if adapter is None else DTYPES[self._dtype]
         with self._progress.phase("loading"):
             model: Any = load_model(self._base, held, open_chain(self._parents))
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            policy = Policy(model, adapter, dtype=DTYPES[self._dtype], seed=seed)
+            policy = Policy(model, adapter, dtype=DTYPES[self._dtype], seed=self._seed)
         policy.tick_layers(self._progress)
         return policy
 

@@ -93,7 +93,8 @@ def accumulate_gradient(
         picked = [active[index] for index in group]
         micro_batch = build_micro_batch([sequences[i] for i in picked], [coefficients[i] for i in picked])
         size = micro_batch.token_ids_BT.numel()
-        with policy.checkpointed(size > KEPT_TOKENS if checkpoint_activations is None else checkpoint_activations):
+        again = size > KEPT_TOKENS if checkpoint_activations is None else checkpoint_activations
+        with policy.training(checkpointed=again):
             _micro_batch_loss(policy, micro_batch, spec, sums).backward()
         progress.tick()
     return sums

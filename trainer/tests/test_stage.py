@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_rows, write_batch
@@ -97,10 +98,14 @@ def test_a_failed_step_leaves_the_weights_and_can_be_taken_again(base_dir: Path,
     assert torch.equal(weights(opened), weights(untouched))
 
 
-@pytest.mark.parametrize("adapter", [{"lora_rank": 4}, None], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "adapter", [{"lora_rank": 4}, {"lora_rank": 4, "lora_dropout": 0.2}, None], ids=["lora", "dropout", "full"]
+)
 def test_resuming_and_replaying_gives_the_same_bits(base_dir: Path, tmp_path: Path, adapter: dict | None) -> None:
     batches = [write_batch(tmp_path / f"{i}.parquet", make_rows(3, seed=i)) for i in range(6)]
     schedule = {"learning_rate": 0.01, "schedule": "cosine", "warmup": 0.3, "total_steps": 6, "weight_decay": 0.01}
+    # A spec's whole section arrives, with what was decided about batches.
+    schedule |= {"batch": 3, "epochs": 2}
     settings = {"adapter": adapter, "optimizer": schedule}
     undisturbed = open_stage(base_dir, **settings)
     killed = open_stage(base_dir, **settings)
@@ -159,3 +164,17 @@ def test_the_schedule_by_hand() -> None:
     linear = OptimizerSpec(1.0, schedule="linear", warmup=2, total_steps=4)
     assert [learning_rate_at(step, linear) for step in (1, 2, 3, 4)] == [0.5, 1.0, 1.0, 0.5]
     assert learning_rate_at(1000, OptimizerSpec(1e-6)) == 1e-6
+
+
+def test_dropout_acts_in_training_and_not_in_scoring(base_dir: Path, batch: Path, tmp_path: Path) -> None:
+    dropping = open_stage(base_dir, adapter={"lora_rank": 4, "lora_dropout": 0.5})
+    plain = open_stage(base_dir, adapter={"lora_rank": 4})
+    for opened in (dropping, plain):
+        with torch.no_grad():
+            for name, parameter in opened._policy.parameters.items():
+                parameter.fill_(0.02 if ".lora_B." in name else 0.01)
+        opened.score({"batch": str(batch), "out": str(tmp_path / f"{opened is plain}"), "temperature": 1.0})
+    scores = [pq.read_table(tmp_path / name)["logprobs"].to_pylist()[0][1:] for name in ("True", "False")]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    losses = [take(opened, batch, 1)["metrics"]["loss"] for opened in (dropping, plain)]
+    assert losses[0] != losses[1]
