@@ -7,6 +7,8 @@ import { cleanText, cleanTitle } from './clean-text.ts';
 // Parsers are quadratic in depth: 200,000 nested elements keep htmlparser2 busy for 14 s.
 const MAX_DEPTH = 512;
 const MAX_BYTES = 30 * 2 ** 20;
+// And slow by the piece: 100,000 take three seconds.
+const MAX_PIECES = 100_000;
 const RAW_TEXT = /^(?:script|style|textarea|title)$/i;
 const SELF_CLOSING =
   /^(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr|p|li|dt|dd|tr|td|th|option)$/i;
@@ -27,7 +29,9 @@ export function htmlToMarkdown(bytes: Uint8Array): ExtractedPage | string {
   if (bytes.length > MAX_BYTES) return `larger than ${MAX_BYTES} bytes`;
   const html = decodeHtml(bytes);
   if (html.includes('\u0000')) return 'binary, not HTML';
-  if (maxDepth(html) > MAX_DEPTH) return `nested deeper than ${MAX_DEPTH}`;
+  const { depth, pieces } = measure(html);
+  if (depth > MAX_DEPTH) return `nested deeper than ${MAX_DEPTH}`;
+  if (pieces > MAX_PIECES) return `more than ${MAX_PIECES} elements and entities`;
 
   const { document } = parseHTML(html);
   if (!document.documentElement) return 'no HTML element';
@@ -36,7 +40,7 @@ export function htmlToMarkdown(bytes: Uint8Array): ExtractedPage | string {
   const title = cleanTitle(document.querySelector('title')?.textContent || heading);
   const whole = document.body?.innerHTML ?? '';
   const article = new Readability(document as ConstructorParameters<typeof Readability>[0], { charThreshold: 200 }).parse();
-  const text = article?.content ? turndown.turndown(parseHTML(`<body>${article.content}</body>`).document.body) : plainText(whole);
+  const text = article?.content ? turndown.turndown(parseHTML(`<html><body>${article.content}</body></html>`).document.body) : plainText(whole);
   const cleaned = cleanText(text);
   return cleaned === '' ? 'no text' : { title: title || cleanTitle(heading), text: cleaned };
 }
@@ -53,23 +57,28 @@ function dropHidden(document: ReturnType<typeof parseHTML>['document']): void {
   }
 }
 
-/** Depth of open elements, counted in one pass without building a tree. Elements that HTML closes by itself do not count. */
-function maxDepth(html: string): number {
-  const tag = /<!--|<(\/?)([a-zA-Z][^\s/<>]*)[^<>]*>/g;
+/**
+ * How deep elements nest and how many elements and entities there are, in one pass without building a tree.
+ * Elements that HTML closes by itself do not nest.
+ */
+function measure(html: string): { depth: number; pieces: number } {
+  const piece = /<!--|&[#\w]|<(\/?)([a-zA-Z][^\s/<>]*)[^<>]*>/g;
   let depth = 0;
   let deepest = 0;
-  for (let match = tag.exec(html); match !== null; match = tag.exec(html)) {
+  let pieces = 0;
+  for (let match = piece.exec(html); match !== null; match = piece.exec(html)) {
     const [whole, closing, name = ''] = match;
+    pieces += 1;
     if (whole === '<!--') {
-      tag.lastIndex = endOf(html, '-->', tag.lastIndex);
+      piece.lastIndex = endOf(html, '-->', piece.lastIndex);
     } else if (RAW_TEXT.test(name) && !closing) {
-      tag.lastIndex = endOf(html, `</${name}`, tag.lastIndex);
-    } else if (!SELF_CLOSING.test(name) && !whole.endsWith('/>')) {
+      piece.lastIndex = endOf(html, `</${name}`, piece.lastIndex);
+    } else if (name !== '' && !SELF_CLOSING.test(name) && !whole.endsWith('/>')) {
       depth = closing ? Math.max(0, depth - 1) : depth + 1;
       deepest = Math.max(deepest, depth);
     }
   }
-  return deepest;
+  return { depth: deepest, pieces };
 }
 
 function endOf(html: string, marker: string, from: number): number {
