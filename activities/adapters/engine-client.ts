@@ -155,21 +155,26 @@ export class EngineClient {
   /** Repeat what an engine that is down, busy or stumbling refuses; the waits grow and are jittered. */
   async #retrying<T>(options: CallOptions, call: () => Promise<T>): Promise<T> {
     const { downMs, attempts, firstRetryMs, lastRetryMs } = this.#times;
-    const started = Date.now();
     let wait = firstRetryMs;
-    for (let stumbles = 0; ; ) {
+    let stumbles = 0;
+    /** Since when it has been down, or turning requests away. */
+    let awaySince: number | null = null;
+    for (;;) {
       options.signal?.throwIfAborted();
       try {
         return await call();
       } catch (error) {
         options.signal?.throwIfAborted();
         if (!(error instanceof Refusal)) throw error;
-        if (error.status === 404) throw new BootChanged(error.message, { cause: error });
-        if (error.status >= 400 && error.status < 500 && error.status !== 429 && error.status !== 408) throw this.#failed('ENGINE_REQUEST', `refused the request: ${error.message}`, error);
-        if (error.status >= 500) stumbles += 1;
-        const waited = Date.now() - started;
-        if (stumbles >= attempts || waited > downMs) {
-          throw this.#failed('ENGINE_UNAVAILABLE', `no answer in ${Math.round(waited / 1000)} s: ${error.message}`, error);
+        const { status, message } = error;
+        if (status === 404) throw new BootChanged(message, { cause: error });
+        const isAway = status === 0 || status === 429 || status === 408;
+        if (!isAway && status < 500) throw this.#failed('ENGINE_REQUEST', `refused the request: ${message}`, error);
+        awaySince = isAway ? (awaySince ?? Date.now()) : null;
+        if (!isAway) stumbles += 1;
+        if (stumbles >= attempts) throw this.#failed('ENGINE_UNAVAILABLE', `failed ${stumbles} times: ${message}`, error);
+        if (awaySince !== null && Date.now() - awaySince > downMs) {
+          throw this.#failed('ENGINE_UNAVAILABLE', `has been away for ${Math.round((Date.now() - awaySince) / 1000)} s: ${message}`, error);
         }
         await sleep(error.retryAfterMs ?? wait * (0.5 + Math.random()), undefined, options.signal ? { signal: options.signal } : {});
         options.onTokens?.(0);
