@@ -107,6 +107,10 @@ async function runVerb(verb: Verb, argv: readonly string[], io: CommandIo): Prom
     }
     return await command.run(argv, io);
   } catch (error) {
+    if (io.signal.aborted) {
+      io.err(`exp ${verb.name}: interrupted`);
+      return 130;
+    }
     if (error instanceof ExpError) {
       io.err(error.message);
       return exitCodeOf(error.code);

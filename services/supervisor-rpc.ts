@@ -49,6 +49,12 @@ export class SupervisorClient {
     return (await this.call('supervisor.getAllProcessInfo')) as unknown as ProgramState[];
   }
 
+  async program(name: string): Promise<ProgramState> {
+    const state = (await this.programs()).find((program) => program.name === name);
+    if (state === undefined) throw new Error(`supervisord does not know ${name}`);
+    return state;
+  }
+
   /** Re-read the configuration: which programs are new, changed, gone. Nothing is started or stopped by it. */
   async reloadConfig(): Promise<{ added: string[]; changed: string[]; removed: string[] }> {
     const [[added, changed, removed]] = (await this.call('supervisor.reloadConfig')) as [

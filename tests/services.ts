@@ -8,7 +8,8 @@ import type { Connections } from '../services/connections.ts';
 import { repoRoot } from '../services/home.ts';
 import { isAlive, readProcess } from '../services/processes.ts';
 import type { ServiceName } from '../services/programs.ts';
-import { down, up } from '../services/stack.ts';
+import { up } from '../services/stack.ts';
+import { down } from '../services/stop-stack.ts';
 
 const PREFIX = 'exp-test-';
 

@@ -1,6 +1,6 @@
 import { parseArgs } from 'node:util';
 import { home } from '../../services/home.ts';
-import { down } from '../../services/stack.ts';
+import { down } from '../../services/stop-stack.ts';
 import type { Command } from '../command.ts';
 import { embeddedProfile } from '../service-profile.ts';
 

@@ -8,7 +8,8 @@ import { withClient } from '../../services/postgres.ts';
 import { stackId, stackProcesses } from '../../services/processes.ts';
 import type { ServiceName } from '../../services/programs.ts';
 import { readServicesFile } from '../../services/services-file.ts';
-import { down, serviceStates, up } from '../../services/stack.ts';
+import { serviceStates, up } from '../../services/stack.ts';
+import { down } from '../../services/stop-stack.ts';
 import { startStack, type TestStack } from '../services.ts';
 
 const NAMES: readonly ServiceName[] = ['postgres', 'temporal', 'milvus', 'mlflow'];
