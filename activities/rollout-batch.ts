@@ -5,7 +5,13 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Context } from '@temporalio/activity';
 import type { Pool } from 'pg';
-import { assembleTrajectory, RolloutFailure, runTrajectory, type TrajectoryInput, type TurnRecord } from '../environments/deep-research/agent-loop.ts';
+import {
+  assembleTrajectory,
+  RolloutFailure,
+  runTrajectory,
+  type TrajectoryInput,
+  type TurnRecord,
+} from '../environments/deep-research/agent-loop.ts';
 import type { Tokenizer, ToolName } from '../environments/deep-research/prompt.ts';
 import type { World } from '../environments/environment.ts';
 import { ExpError } from '../schemas/errors.ts';
@@ -144,9 +150,15 @@ async function sampleBatch(
 }
 
 /** Turns recorded for these weights. Turns of other weights (a stage that was made anew) are forgotten. */
-async function journaledTurns(journal: TurnJournal, specs: readonly RolloutSpec[], checkpoint: string): Promise<Map<string, TurnRecord[]>> {
+async function journaledTurns(
+  journal: TurnJournal,
+  specs: readonly RolloutSpec[],
+  checkpoint: string,
+): Promise<Map<string, TurnRecord[]>> {
   const turns = await journal.load(specs.map(({ trajectory_id }) => trajectory_id));
-  const foreign = [...turns].filter(([, records]) => records.some(({ weight_version }) => weight_version !== checkpoint)).map(([id]) => id);
+  const foreign = [...turns]
+    .filter(([, records]) => records.some(({ weight_version }) => weight_version !== checkpoint))
+    .map(([id]) => id);
   if (foreign.length > 0) await journal.drop(foreign);
   for (const id of foreign) turns.delete(id);
   return turns;
@@ -154,10 +166,23 @@ async function journaledTurns(journal: TurnJournal, specs: readonly RolloutSpec[
 
 function trajectoryInput(
   spec: RolloutSpec,
-  { tokenizer, world, lease, checkpoint, call }: { tokenizer: Tokenizer; world: World; lease: EngineLease; checkpoint: string; call: Parameters<EngineLease['sampler']>[1] & { signal: AbortSignal } },
+  {
+    tokenizer,
+    world,
+    lease,
+    checkpoint,
+    call,
+  }: {
+    tokenizer: Tokenizer;
+    world: World;
+    lease: EngineLease;
+    checkpoint: string;
+    call: Parameters<EngineLease['sampler']>[1] & { signal: AbortSignal };
+  },
 ): TrajectoryInput {
   const { agent, reward } = spec;
-  if (reward.outcome === 'judge') throw new ExpError('REWARD', spec.trajectory_id, 'outcome "judge" needs a judge, which this version has not');
+  if (reward.outcome === 'judge')
+    throw new ExpError('REWARD', spec.trajectory_id, 'outcome "judge" needs a judge, which this version has not');
   return {
     trajectory_id: spec.trajectory_id,
     group_id: spec.group_id,
@@ -188,7 +213,8 @@ async function withRetries(input: TrajectoryInput, records: TurnRecord[]): Promi
       return await runTrajectory({ ...input, resumeFrom: [...records] });
     } catch (error) {
       if (!(error instanceof RolloutFailure) || isOutage(error)) throw error;
-      if (attempt === ATTEMPTS || error.failureClass === 'budget') return assembleTrajectory(input, records, error.failureClass);
+      if (attempt === ATTEMPTS || error.failureClass === 'budget')
+        return assembleTrajectory(input, records, error.failureClass);
       await sleep(500 * 2 ** attempt * (0.5 + Math.random()), undefined, input.signal ? { signal: input.signal } : {});
     }
   }
@@ -204,10 +230,17 @@ function isOutage(error: unknown): boolean {
 function refuseOutage(node: NodeRef, trajectories: readonly Trajectory[]): void {
   const broken = trajectories.filter(({ failure_class }) => failure_class !== null && failure_class !== 'budget');
   if (broken.length * 2 <= trajectories.length) return;
-  throw new ExpError('UNAVAILABLE', node.id, `${broken.length} of ${trajectories.length} trajectories failed by ${broken[0]?.failure_class}: something is down`);
+  throw new ExpError(
+    'UNAVAILABLE',
+    node.id,
+    `${broken.length} of ${trajectories.length} trajectories failed by ${broken[0]?.failure_class}: something is down`,
+  );
 }
 
-async function findShard({ pool, store }: RolloutDeps, { request, batch, checkpoint }: Batch): Promise<RolloutShard | null> {
+async function findShard(
+  { pool, store }: RolloutDeps,
+  { request, batch, checkpoint }: Batch,
+): Promise<RolloutShard | null> {
   const { rows } = await pool.query<RolloutShard>(
     'select blob, trajectories, failed from rollout_shards where request = $1 and batch = $2 and checkpoint_digest = $3',
     [request, batch, checkpoint.digest],
@@ -215,7 +248,13 @@ async function findShard({ pool, store }: RolloutDeps, { request, batch, checkpo
   const [shard] = rows;
   if (shard === undefined) return null;
   // Shards are working data: one that was collected since is sampled again.
-  const isThere = await store.openBlob(shard.blob).then((path) => stat(path)).then(() => true, () => false);
+  const isThere = await store
+    .openBlob(shard.blob)
+    .then((path) => stat(path))
+    .then(
+      () => true,
+      () => false,
+    );
   return isThere ? shard : null;
 }
 
@@ -268,7 +307,12 @@ class Meter {
     const { node, step } = this.#batch;
     const perSecond = Math.round(this.tokens / Math.max(1, (Date.now() - this.#started) / 1000));
     const detail = `${node.kind === 'rl' ? `step ${step}: ` : ''}${this.turns} turns, ${perSecond} tokens/s`;
-    await this.#deps.progress(node.key, (await sealedElsewhere(this.#deps, this.#batch)) + this.done, this.#total, detail);
+    await this.#deps.progress(
+      node.key,
+      (await sealedElsewhere(this.#deps, this.#batch)) + this.done,
+      this.#total,
+      detail,
+    );
   }
 }
 

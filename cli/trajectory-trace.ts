@@ -34,7 +34,17 @@ export class LiveTrace {
     else this.#live(paint(this.#terminal, 'dim', truncate(what, this.#terminal.columns)));
   }
 
-  begin({ question, checkpoint, engine, world }: { question: string; checkpoint: string; engine: string; world: string }): void {
+  begin({
+    question,
+    checkpoint,
+    engine,
+    world,
+  }: {
+    question: string;
+    checkpoint: string;
+    engine: string;
+    world: string;
+  }): void {
     this.wait('');
     this.#line('question', question);
     this.#line('policy', `${checkpoint} on engine ${engine}${world === '' ? '' : `, world of ${world}`}`);
@@ -44,7 +54,13 @@ export class LiveTrace {
   /** Tokens arrived. */
   tokens(count: number): void {
     this.#turnTokens += count;
-    this.#live?.(paint(this.#terminal, 'dim', `${' '.repeat(LABEL)}${this.#turnTokens} tokens, ${this.#rate(this.#turnTokens, Date.now() - this.#turnStarted)}`));
+    this.#live?.(
+      paint(
+        this.#terminal,
+        'dim',
+        `${' '.repeat(LABEL)}${this.#turnTokens} tokens, ${this.#rate(this.#turnTokens, Date.now() - this.#turnStarted)}`,
+      ),
+    );
   }
 
   turn(record: TurnRecord, tokenizer: Tokenizer, tools: readonly ToolName[]): void {
@@ -58,7 +74,8 @@ export class LiveTrace {
     if (thought !== undefined) this.#line(`turn ${record.turn + 1}`, thought, 'dim');
     else this.#line(`turn ${record.turn + 1}`, '', 'dim');
     if (action.kind === 'tool_call') this.#line(action.tool, `${JSON.stringify(action.args)}  (${cost})`, 'cyan');
-    if (action.kind === 'malformed') this.#line('malformed', `${action.reason}: ${tokenizer.decode(record.token_ids)}  (${cost})`, 'yellow');
+    if (action.kind === 'malformed')
+      this.#line('malformed', `${action.reason}: ${tokenizer.decode(record.token_ids)}  (${cost})`, 'yellow');
     if (record.observation !== null) this.#observation(record.observation, tokenizer);
     this.#turnStarted = Date.now();
     this.#turnTokens = 0;
@@ -67,24 +84,41 @@ export class LiveTrace {
   end({ answer, termination, spans, token_ids }: Trajectory): void {
     const turns = spans.filter(({ kind }) => kind === 'action').length;
     this.#line('answer', answer ?? `none (${termination})`, answer === null ? 'yellow' : 'green');
-    this.#line('', `${turns} turns, ${this.#allTokens} tokens sampled at ${this.#rate(this.#allTokens, this.#sampledMs)}, ${token_ids.length} in all; ended by ${termination}`, 'dim');
+    this.#line(
+      '',
+      `${turns} turns, ${this.#allTokens} tokens sampled at ${this.#rate(this.#allTokens, this.#sampledMs)}, ${token_ids.length} in all; ended by ${termination}`,
+      'dim',
+    );
   }
 
   #observation({ token_ids, status, latency_ms }: NonNullable<TurnRecord['observation']>, tokenizer: Tokenizer): void {
     const text = tokenizer.decode(token_ids);
     const inner = /<tool_response>\n([\s\S]*)\n<\/tool_response>/.exec(text)?.[1];
-    if (inner === undefined) return this.#line('limit', 'no more turns: the next one must answer', 'yellow');
+    if (inner === undefined) {
+      this.#line('limit', 'no more turns: the next one must answer', 'yellow');
+      return;
+    }
     if (status === 'malformed') return;
     const lines = inner.split('\n').filter((line) => line.trim() !== '');
     const shown = lines.slice(0, 8);
-    for (const [index, line] of shown.entries()) this.#line(index === 0 ? `${Math.round(latency_ms)} ms` : '', line, status === 'ok' ? undefined : 'yellow');
+    for (const [index, line] of shown.entries())
+      this.#line(index === 0 ? `${Math.round(latency_ms)} ms` : '', line, status === 'ok' ? undefined : 'yellow');
     if (lines.length > shown.length) this.#line('', `… ${lines.length - shown.length} more lines`, 'dim');
   }
 
   #line(label: string, text: string, format?: Parameters<typeof paint>[1]): void {
     const room = this.#io.isTTY ? this.#terminal.columns - LABEL : Number.MAX_SAFE_INTEGER;
-    const shown = truncate(text.split('\n').map(oneLine).filter((part) => part !== '').join(' '), room);
-    this.#io.out(`${paint(this.#terminal, 'bold', padTo(this.#terminal, label, LABEL))}${format === undefined ? shown : paint(this.#terminal, format, shown)}`);
+    const shown = truncate(
+      text
+        .split('\n')
+        .map(oneLine)
+        .filter((part) => part !== '')
+        .join(' '),
+      room,
+    );
+    this.#io.out(
+      `${paint(this.#terminal, 'bold', padTo(this.#terminal, label, LABEL))}${format === undefined ? shown : paint(this.#terminal, format, shown)}`,
+    );
   }
 
   #rate(tokens: number, ms: number): string {

@@ -76,7 +76,12 @@ export class EngineClient {
     this.address = address;
     this.#times = { ...TIMES, ...times };
     // The server closes idle connections after five seconds; ours end first, so no request meets a closing one.
-    this.#agent = new Agent({ connections: 256, keepAliveTimeout: 4_000, keepAliveMaxTimeout: 4_000, connect: { timeout: 10_000 } });
+    this.#agent = new Agent({
+      connections: 256,
+      keepAliveTimeout: 4_000,
+      keepAliveMaxTimeout: 4_000,
+      connect: { timeout: 10_000 },
+    });
   }
 
   async close(): Promise<void> {
@@ -94,7 +99,13 @@ export class EngineClient {
   }
 
   /** Continue `ids` until a stop token or the limit. Throws BootChanged when the engine is no longer `boot`. */
-  async complete(boot: string, ids: readonly number[], stopIds: readonly number[], request: SampleRequest, options: CallOptions = {}): Promise<Omit<Completion, 'weight_version'>> {
+  async complete(
+    boot: string,
+    ids: readonly number[],
+    stopIds: readonly number[],
+    request: SampleRequest,
+    options: CallOptions = {},
+  ): Promise<Omit<Completion, 'weight_version'>> {
     const body = {
       model: boot,
       prompt: ids,
@@ -122,22 +133,33 @@ export class EngineClient {
         finish = choice.finish_reason ?? finish;
         options.onTokens?.(choice.token_ids.length);
       }
-      if (finish !== 'stop' && finish !== 'length') throw new Refusal(503, `the completion ended with ${finish ?? 'no reason'}`, null);
-      if (logprobs.length !== token_ids.length) throw new Refusal(502, `${token_ids.length} ids came with ${logprobs.length} logprobs`, null);
+      if (finish !== 'stop' && finish !== 'length')
+        throw new Refusal(503, `the completion ended with ${finish ?? 'no reason'}`, null);
+      if (logprobs.length !== token_ids.length)
+        throw new Refusal(502, `${token_ids.length} ids came with ${logprobs.length} logprobs`, null);
       return { token_ids, logprobs };
     });
   }
 
   /** Logprobs of a prompt under the weights served now. */
   async probe(boot: string, ids: readonly number[], options: CallOptions = {}): Promise<Served> {
-    const body = { model: boot, prompt: ids, max_tokens: 1, temperature: 1, prompt_logprobs: 0, return_token_ids: true };
+    const body = {
+      model: boot,
+      prompt: ids,
+      max_tokens: 1,
+      temperature: 1,
+      prompt_logprobs: 0,
+      return_token_ids: true,
+    };
     return this.#retrying(options, async () => {
       const answer = (await this.#json('POST', '/v1/completions', body, options)) as {
         system_fingerprint?: string;
         choices: { prompt_logprobs: (Record<string, { logprob: number }> | null)[] }[];
       };
       const positions = answer.choices[0]?.prompt_logprobs ?? [];
-      const logprobs = positions.slice(1).map((position, index) => position?.[String(ids[index + 1])]?.logprob ?? Number.NaN);
+      const logprobs = positions
+        .slice(1)
+        .map((position, index) => position?.[String(ids[index + 1])]?.logprob ?? Number.NaN);
       return { logprobs, build: answer.system_fingerprint ?? this.address.kind };
     });
   }
@@ -146,7 +168,12 @@ export class EngineClient {
   async loadWeights(directory: string, options: CallOptions = {}): Promise<void> {
     // One attempt each: after a failure in between, only the whole sequence leaves a known state.
     await this.#json('POST', '/pause?mode=abort&clear_cache=true', undefined, options);
-    await this.#json('POST', '/collective_rpc', { method: 'reload_weights', kwargs: { weights_path: directory } }, options);
+    await this.#json(
+      'POST',
+      '/collective_rpc',
+      { method: 'reload_weights', kwargs: { weights_path: directory } },
+      options,
+    );
     const { success } = (await this.#json('POST', '/reset_prefix_cache', undefined, options)) as { success?: boolean };
     if (success === false) throw new Refusal(503, 'the prefix cache could not be cleared', null);
     await this.#json('POST', '/resume', undefined, options);
@@ -172,11 +199,20 @@ export class EngineClient {
         if (!isAway && status < 500) throw this.#failed('ENGINE_REQUEST', `refused the request: ${message}`, error);
         awaySince = isAway ? (awaySince ?? Date.now()) : null;
         if (!isAway) stumbles += 1;
-        if (stumbles >= attempts) throw this.#failed('ENGINE_UNAVAILABLE', `failed ${stumbles} times: ${message}`, error);
+        if (stumbles >= attempts)
+          throw this.#failed('ENGINE_UNAVAILABLE', `failed ${stumbles} times: ${message}`, error);
         if (awaySince !== null && Date.now() - awaySince > downMs) {
-          throw this.#failed('ENGINE_UNAVAILABLE', `has been away for ${Math.round((Date.now() - awaySince) / 1000)} s: ${message}`, error);
+          throw this.#failed(
+            'ENGINE_UNAVAILABLE',
+            `has been away for ${Math.round((Date.now() - awaySince) / 1000)} s: ${message}`,
+            error,
+          );
         }
-        await sleep(error.retryAfterMs ?? wait * (0.5 + Math.random()), undefined, options.signal ? { signal: options.signal } : {});
+        await sleep(
+          error.retryAfterMs ?? wait * (0.5 + Math.random()),
+          undefined,
+          options.signal ? { signal: options.signal } : {},
+        );
         options.onTokens?.(0);
         wait = Math.min(wait * 2, lastRetryMs);
       }
@@ -194,7 +230,9 @@ export class EngineClient {
         rest = lines.pop() ?? '';
         for (const line of lines) {
           if (!line.startsWith('data: ') || line === 'data: [DONE]') continue;
-          const part = JSON.parse(line.slice('data: '.length)) as StreamPart | { error: { message: string; code?: number } };
+          const part = JSON.parse(line.slice('data: '.length)) as
+            | StreamPart
+            | { error: { message: string; code?: number } };
           if ('error' in part) throw new Refusal(part.error.code ?? 500, part.error.message, null);
           yield part;
         }
@@ -212,7 +250,12 @@ export class EngineClient {
     return text === '' ? {} : JSON.parse(text);
   }
 
-  async #request(method: 'GET' | 'POST', path: string, body: object | undefined, { signal }: CallOptions): Promise<Dispatcher.ResponseData> {
+  async #request(
+    method: 'GET' | 'POST',
+    path: string,
+    body: object | undefined,
+    { signal }: CallOptions,
+  ): Promise<Dispatcher.ResponseData> {
     const { idleMs } = this.#times;
     const response = await this.#agent
       .request({
@@ -230,7 +273,11 @@ export class EngineClient {
     if (response.statusCode < 300) return response;
     const text = await response.body.text().catch(() => '');
     const after = Number(response.headers['retry-after']);
-    throw new Refusal(response.statusCode, `HTTP ${response.statusCode} ${messageOf(text)}`, Number.isFinite(after) && after >= 0 ? Math.min(after, 60) * 1000 : null);
+    throw new Refusal(
+      response.statusCode,
+      `HTTP ${response.statusCode} ${messageOf(text)}`,
+      Number.isFinite(after) && after >= 0 ? Math.min(after, 60) * 1000 : null,
+    );
   }
 
   #failed(code: string, message: string, cause: Error): ExpError {
@@ -248,7 +295,9 @@ function asRefusal(cause: unknown): unknown {
   const { code, message } = cause as NodeJS.ErrnoException;
   const stalled = code === 'UND_ERR_HEADERS_TIMEOUT' || code === 'UND_ERR_BODY_TIMEOUT';
   // Without a code it is no connection that broke but an answer we cannot read.
-  return new Refusal(stalled ? 504 : code === undefined ? 502 : 0, message || code || 'the connection broke', null, { cause });
+  return new Refusal(stalled ? 504 : code === undefined ? 502 : 0, message || code || 'the connection broke', null, {
+    cause,
+  });
 }
 
 function messageOf(body: string): string {

@@ -13,7 +13,15 @@ import type { Completion, Sample, SampleRequest } from '../../environments/deep-
 import type { Checkpoint } from '../../schemas/checkpoint.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import { withAdvisoryLock } from './advisory-lock.ts';
-import { BootChanged, type CallOptions, type EngineAddress, EngineClient, type EngineInfo, type EngineTimes, type Served } from './engine-client.ts';
+import {
+  BootChanged,
+  type CallOptions,
+  type EngineAddress,
+  EngineClient,
+  type EngineInfo,
+  type EngineTimes,
+  type Served,
+} from './engine-client.ts';
 
 export interface EnginePoolDeps {
   pool: Pool;
@@ -87,7 +95,15 @@ export class EnginePool {
    */
   async acquire(checkpoint: Checkpoint, holder: string, options: AcquireOptions = {}): Promise<EngineLease> {
     const { client, epoch, isNew } = await this.#take(checkpoint, holder, options);
-    const lease = new EngineLease({ client, epoch, checkpoint, holder, pool: this.#pool, leaseMs: this.#leaseMs, load: (stale, call) => this.#load(client, epoch, checkpoint, stale, call) });
+    const lease = new EngineLease({
+      client,
+      epoch,
+      checkpoint,
+      holder,
+      pool: this.#pool,
+      leaseMs: this.#leaseMs,
+      load: (stale, call) => this.#load(client, epoch, checkpoint, stale, call),
+    });
     const renewing = setInterval(() => void lease.renew().catch(() => {}), this.#leaseMs / 6);
     try {
       await lease.prepare(options);
@@ -102,11 +118,19 @@ export class EnginePool {
 
   /** Give back whatever the holder has; it may have nothing. */
   async release(holder: string): Promise<void> {
-    await this.#pool.query(`update leases set holder = null, expires_at = now() where holder = $1 and resource like 'engine/%'`, [holder]);
+    await this.#pool.query(
+      `update leases set holder = null, expires_at = now() where holder = $1 and resource like 'engine/%'`,
+      [holder],
+    );
   }
 
-  async #take(checkpoint: Checkpoint, holder: string, { signal, onTokens, onWait }: AcquireOptions): Promise<{ client: EngineClient; epoch: number; isNew: boolean }> {
-    if (this.#clients.length === 0) throw new ExpError('ENGINE_MISSING', 'profile', 'it names no engine to sample from');
+  async #take(
+    checkpoint: Checkpoint,
+    holder: string,
+    { signal, onTokens, onWait }: AcquireOptions,
+  ): Promise<{ client: EngineClient; epoch: number; isNew: boolean }> {
+    if (this.#clients.length === 0)
+      throw new ExpError('ENGINE_MISSING', 'profile', 'it names no engine to sample from');
     const names = this.#clients.map(({ address }) => resourceOf(address));
     await this.#pool.query(`insert into leases (resource) select unnest($1::text[]) on conflict do nothing`, [names]);
     for (;;) {
@@ -133,19 +157,36 @@ export class EnginePool {
   }
 
   async #holderOf(names: readonly string[]): Promise<string> {
-    const { rows } = await this.#pool.query<{ holder: string }>('select holder from leases where resource = any($1) and holder is not null order by resource', [names]);
+    const { rows } = await this.#pool.query<{ holder: string }>(
+      'select holder from leases where resource = any($1) and holder is not null order by resource',
+      [names],
+    );
     return rows.map(({ holder }) => holder).join(', ');
   }
 
   /** The boot at which the engine has the weights; `stale` names one that is known to be gone. */
-  #load(client: EngineClient, epoch: number, checkpoint: Checkpoint, stale: string | null, call: CallOptions): Promise<string> {
+  #load(
+    client: EngineClient,
+    epoch: number,
+    checkpoint: Checkpoint,
+    stale: string | null,
+    call: CallOptions,
+  ): Promise<string> {
     const name = `${resourceOf(client.address)} ${epoch}`;
-    const loading = this.#loading.get(name) ?? this.#loadOnce(client, epoch, checkpoint, stale, call).finally(() => this.#loading.delete(name));
+    const loading =
+      this.#loading.get(name) ??
+      this.#loadOnce(client, epoch, checkpoint, stale, call).finally(() => this.#loading.delete(name));
     this.#loading.set(name, loading);
     return loading;
   }
 
-  async #loadOnce(client: EngineClient, epoch: number, checkpoint: Checkpoint, stale: string | null, call: CallOptions): Promise<string> {
+  async #loadOnce(
+    client: EngineClient,
+    epoch: number,
+    checkpoint: Checkpoint,
+    stale: string | null,
+    call: CallOptions,
+  ): Promise<string> {
     const directory = await this.#merged.directory(checkpoint);
     const resource = resourceOf(client.address);
     for (let attempt = 1; ; attempt += 1) {
@@ -163,9 +204,19 @@ export class EnginePool {
           if (client.address.admin) await client.loadWeights(directory, call);
           const served = await client.probe(info.boot, probe.token_ids, call);
           checkExpected(client.address, checkpoint, served, probe);
-          if (before !== null) await checkReplaced(client.address, checkpoint, { before, served, probe, replaced: state.boot === info.boot ? state.model_dir : undefined });
+          if (before !== null)
+            await checkReplaced(client.address, checkpoint, {
+              before,
+              served,
+              probe,
+              replaced: state.boot === info.boot ? state.model_dir : undefined,
+            });
           await this.#checkRecorded(client.address, checkpoint, served);
-          await this.#setState(resource, epoch, { boot: info.boot, checkpoint: checkpoint.digest, model_dir: directory });
+          await this.#setState(resource, epoch, {
+            boot: info.boot,
+            checkpoint: checkpoint.digest,
+            model_dir: directory,
+          });
           return info.boot;
         });
       } catch (error) {
@@ -173,7 +224,12 @@ export class EnginePool {
         if (error instanceof ExpError && error.code !== 'ENGINE_PROBE') throw error;
         if (attempt >= LOAD_ATTEMPTS) {
           if (error instanceof ExpError) throw error;
-          throw new ExpError('ENGINE_UNAVAILABLE', resource, `its weights could not be loaded: ${(error as Error).message}`, { cause: error });
+          throw new ExpError(
+            'ENGINE_UNAVAILABLE',
+            resource,
+            `its weights could not be loaded: ${(error as Error).message}`,
+            { cause: error },
+          );
         }
         await sleep(1_000 * attempt);
         call.onTokens?.(0);
@@ -191,18 +247,29 @@ export class EnginePool {
     );
     const change = meanDistance(logprobs, rows[0]?.logprobs ?? []);
     if (!(change <= REPEAT_TOLERANCE)) {
-      throw probeFailed(address, checkpoint, `its answers are ${change.toFixed(4)} nats a token away from those it gave when it served it first`);
+      throw probeFailed(
+        address,
+        checkpoint,
+        `its answers are ${change.toFixed(4)} nats a token away from those it gave when it served it first`,
+      );
     }
   }
 
   async #stateAt(resource: string, epoch: number): Promise<LeaseState> {
-    const { rows } = await this.#pool.query<LeaseRow>('select state from leases where resource = $1 and epoch = $2', [resource, epoch]);
+    const { rows } = await this.#pool.query<LeaseRow>('select state from leases where resource = $1 and epoch = $2', [
+      resource,
+      epoch,
+    ]);
     if (rows[0] === undefined) throw leaseLost(resource);
     return rows[0].state;
   }
 
   async #setState(resource: string, epoch: number, state: LeaseState): Promise<void> {
-    const { rowCount } = await this.#pool.query('update leases set state = $3 where resource = $1 and epoch = $2', [resource, epoch, state]);
+    const { rowCount } = await this.#pool.query('update leases set state = $3 where resource = $1 and epoch = $2', [
+      resource,
+      epoch,
+      state,
+    ]);
     if (rowCount !== 1) throw leaseLost(resource);
   }
 }
@@ -258,13 +325,20 @@ export class EngineLease {
   async assertHeld(): Promise<void> {
     const { client, pool } = this.#deps;
     const resource = resourceOf(client.address);
-    const { rowCount } = await pool.query('select 1 from leases where resource = $1 and epoch = $2 and holder = $3', [resource, this.epoch, this.#deps.holder]);
+    const { rowCount } = await pool.query('select 1 from leases where resource = $1 and epoch = $2 and holder = $3', [
+      resource,
+      this.epoch,
+      this.#deps.holder,
+    ]);
     if (rowCount !== 1) throw leaseLost(resource);
   }
 
   async renew(): Promise<void> {
     const { client, pool, leaseMs, holder } = this.#deps;
-    await pool.query(`update leases set expires_at = now() + $4 * interval '1 ms' where resource = $1 and epoch = $2 and holder = $3`, [resourceOf(client.address), this.epoch, holder, leaseMs]);
+    await pool.query(
+      `update leases set expires_at = now() + $4 * interval '1 ms' where resource = $1 and epoch = $2 and holder = $3`,
+      [resourceOf(client.address), this.epoch, holder, leaseMs],
+    );
   }
 
   /** Others may have noticed first: whoever does, the engine is loaded once. */
@@ -288,7 +362,11 @@ interface Replacement {
 function checkExpected(address: EngineAddress, checkpoint: Checkpoint, { logprobs }: Served, probe: Probe): void {
   const distance = meanDistance(logprobs, expectedOf(probe));
   if (distance <= FP32_TOLERANCE) return;
-  throw probeFailed(address, checkpoint, `its answers are ${distance.toFixed(3)} nats a token away from what the weights give, at most ${FP32_TOLERANCE}`);
+  throw probeFailed(
+    address,
+    checkpoint,
+    `its answers are ${distance.toFixed(3)} nats a token away from what the weights give, at most ${FP32_TOLERANCE}`,
+  );
 }
 
 /**
@@ -296,7 +374,11 @@ function checkExpected(address: EngineAddress, checkpoint: Checkpoint, { logprob
  * a checkpoint from its parent. But an engine repeats itself exactly: the same answers before and after mean the same
  * weights, which is right only when the checkpoints do not differ.
  */
-async function checkReplaced(address: EngineAddress, checkpoint: Checkpoint, { before, served, probe, replaced }: Replacement): Promise<void> {
+async function checkReplaced(
+  address: EngineAddress,
+  checkpoint: Checkpoint,
+  { before, served, probe, replaced }: Replacement,
+): Promise<void> {
   if (!(meanDistance(before.logprobs, served.logprobs) <= SAME)) return;
   if (checkpoint.adapters.length === 0) return; // the engine started with these weights
   const earlier = replaced === undefined ? null : await readProbe(replaced).catch(() => null);
@@ -322,15 +404,36 @@ function machineOf({ name, url }: EngineAddress): string {
   return isHere ? `${name} ${cpus().length} x ${cpus()[0]?.model ?? 'cpu'}` : name;
 }
 
-const SHAPE = ['model_type', 'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads'];
+const SHAPE = [
+  'model_type',
+  'vocab_size',
+  'hidden_size',
+  'intermediate_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'num_key_value_heads',
+];
 
 /** Weights of another architecture would end the engine, and a directory without weights too: refuse before loading. */
-async function checkBase(address: EngineAddress, info: EngineInfo, checkpoint: Checkpoint, directory: string): Promise<void> {
+async function checkBase(
+  address: EngineAddress,
+  info: EngineInfo,
+  checkpoint: Checkpoint,
+  directory: string,
+): Promise<void> {
   const at = `engine ${address.name} at ${address.url}`;
   const remedy = `start it with ${checkpoint.model} (embedded.engine.model of the profile, then \`exp down\` and \`exp up\`)`;
   const [served, wanted] = await Promise.all([readConfig(info.root), readConfig(directory)]);
-  const other = served === null ? basename(info.root) !== basename(checkpoint.model) : SHAPE.some((key) => wanted?.[key] !== served[key]);
-  if (other) throw new ExpError('ENGINE_MODEL', at, `serves ${info.root}, but the checkpoint is of ${checkpoint.model}: ${remedy}`);
+  const other =
+    served === null
+      ? basename(info.root) !== basename(checkpoint.model)
+      : SHAPE.some((key) => wanted?.[key] !== served[key]);
+  if (other)
+    throw new ExpError(
+      'ENGINE_MODEL',
+      at,
+      `serves ${info.root}, but the checkpoint is of ${checkpoint.model}: ${remedy}`,
+    );
   if (!address.admin && checkpoint.adapters.length > 0) {
     throw new ExpError('ENGINE_MODEL', at, 'cannot be given trained weights: the profile says admin: false');
   }

@@ -3,7 +3,12 @@ import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
 import { rename, rm } from 'node:fs/promises';
-import { type DuckDBConnection, DuckDBInstance, type DuckDBValueConverter, JSDuckDBValueConverter } from '@duckdb/node-api';
+import {
+  type DuckDBConnection,
+  DuckDBInstance,
+  type DuckDBValueConverter,
+  JSDuckDBValueConverter,
+} from '@duckdb/node-api';
 import { ExpError } from '../../schemas/errors.ts';
 
 /** Column name → DuckDB type. */
@@ -44,7 +49,11 @@ export const batchColumns: Columns = {
 };
 
 /** Write rows in their order; the file appears whole (rename) or not at all. The same rows give the same bytes. */
-export async function writeParquet(path: string, rows: AsyncIterable<object> | Iterable<object>, columns: Columns): Promise<{ rows: number }> {
+export async function writeParquet(
+  path: string,
+  rows: AsyncIterable<object> | Iterable<object>,
+  columns: Columns,
+): Promise<{ rows: number }> {
   const attempt = `${path}.${randomUUID()}`;
   const lines = `${attempt}.ndjson`;
   const unfinished = `${attempt}.tmp`;
@@ -74,10 +83,17 @@ export async function* readParquet<T>(path: string, columns?: readonly string[])
     const selected = columns?.map((name) => `"${name.replaceAll('"', '""')}"`).join(', ') ?? '*';
     const result = await connection.stream(`SELECT ${selected} FROM read_parquet(${quote(path)})`);
     const names = result.columnNames();
-    for (let chunk = await result.fetchChunk(); chunk !== null && chunk.rowCount > 0; chunk = await result.fetchChunk()) {
+    for (
+      let chunk = await result.fetchChunk();
+      chunk !== null && chunk.rowCount > 0;
+      chunk = await result.fetchChunk()
+    ) {
       const types = result.columnTypes();
       for (let row = 0; row < chunk.rowCount; row += 1) {
-        const values = names.map((name, column) => [name, plain(chunk.getColumnVector(column).getItem(row), types[column] as never, plain)]);
+        const values = names.map((name, column) => [
+          name,
+          plain(chunk.getColumnVector(column).getItem(row), types[column] as never, plain),
+        ]);
         yield Object.fromEntries(values) as T;
       }
     }
@@ -88,7 +104,10 @@ export async function* readParquet<T>(path: string, columns?: readonly string[])
   }
 }
 
-async function writeLines(path: string, rows: AsyncIterable<object> | Iterable<object>): Promise<{ count: number; longest: number }> {
+async function writeLines(
+  path: string,
+  rows: AsyncIterable<object> | Iterable<object>,
+): Promise<{ count: number; longest: number }> {
   const stream = createWriteStream(path);
   let count = 0;
   let longest = 0;

@@ -70,7 +70,11 @@ export class TurnJournal {
     await this.#pool.query(
       `insert into turns (trajectory_id, turn, record)
        select * from unnest($1::text[], $2::int[], $3::jsonb[]) on conflict do nothing`,
-      [batch.map(({ trajectoryId }) => trajectoryId), batch.map(({ record }) => record.turn), batch.map(({ record }) => JSON.stringify(record))],
+      [
+        batch.map(({ trajectoryId }) => trajectoryId),
+        batch.map(({ record }) => record.turn),
+        batch.map(({ record }) => JSON.stringify(record)),
+      ],
     );
   }
 }

@@ -25,8 +25,8 @@ export const command: Command = {
     '--checkpoint REF   base, or a stage, node id or key of the run',
     '--run RUN          the run whose checkpoints, world and agent are meant; the latest one when absent',
     '--arm NAME         one of its arms; the first when absent',
-    '--world NAME       a world made by `exp world build`, in the place of the run\'s',
-    '--max-turns N --temperature T --seed N   in the place of the run\'s',
+    "--world NAME       a world made by `exp world build`, in the place of the run's",
+    "--max-turns N --temperature T --seed N   in the place of the run's",
     '--json             the trajectory as one JSON document',
     '--profile P',
     '',
@@ -49,8 +49,10 @@ export const command: Command = {
       },
     });
     const [question, ...more] = positionals;
-    if (values.checkpoint === undefined) throw new ExpError('USAGE', 'exp ask', 'needs --checkpoint REF: base, or a stage of a run');
-    if (question === undefined || question.trim() === '' || more.length > 0) throw new ExpError('USAGE', 'exp ask', 'wants one question, in quotes');
+    if (values.checkpoint === undefined)
+      throw new ExpError('USAGE', 'exp ask', 'needs --checkpoint REF: base, or a stage of a run');
+    if (question === undefined || question.trim() === '' || more.length > 0)
+      throw new ExpError('USAGE', 'exp ask', 'wants one question, in quotes');
     const options = {
       maxTurns: values['max-turns'] === undefined ? undefined : numberOf('--max-turns', values['max-turns'], 1, 1000),
       temperature: numberOf('--temperature', values.temperature, 0, 10),
@@ -59,7 +61,14 @@ export const command: Command = {
     return withStack(values.profile, async (stack, profile) => {
       const run = await findRunArm(stack, values.run, values.arm);
       const checkpoint = await findCheckpoint(stack, profile, run, values.checkpoint as string);
-      const asked: Asked = { ...options, question, checkpoint, label: values.checkpoint as string, run, world: values.world };
+      const asked: Asked = {
+        ...options,
+        question,
+        checkpoint,
+        label: values.checkpoint as string,
+        run,
+        world: values.world,
+      };
       const trajectory = await ask(stack, profile, asked, values.json ? null : new LiveTrace(io), io);
       if (values.json) io.out(JSON.stringify(toJson(trajectory)));
       return ExitCode.done;
@@ -79,7 +88,13 @@ interface Asked {
 }
 
 /** Lease an engine, run one trajectory, give the engine back, whatever happens. */
-async function ask(stack: Stack, profile: Profile, asked: Asked, trace: LiveTrace | null, io: CommandIo): Promise<Trajectory> {
+async function ask(
+  stack: Stack,
+  profile: Profile,
+  asked: Asked,
+  trace: LiveTrace | null,
+  io: CommandIo,
+): Promise<Trajectory> {
   const [{ EnginePool }, { MergedWeights }, { loadTokenizer }, { modelPath }, { default: pg }] = await Promise.all([
     import('../../activities/adapters/engine.ts'),
     import('../../activities/adapters/merged-weights.ts'),
@@ -90,7 +105,14 @@ async function ask(stack: Stack, profile: Profile, asked: Asked, trace: LiveTrac
   // The stack's own connections give up after seconds; loading weights takes longer.
   const pool = new pg.Pool({ connectionString: stack.connections.postgres.url, max: 4, application_name: 'exp ask' });
   const baseDir = (model: string) => modelPath(profile, model);
-  const merged = new MergedWeights({ store: stack.store, cache: join(home(), 'cache', 'merged'), python: python(), packageDir: join(repoRoot(), 'trainer'), baseDir, dtype: 'bfloat16' });
+  const merged = new MergedWeights({
+    store: stack.store,
+    cache: join(home(), 'cache', 'merged'),
+    python: python(),
+    packageDir: join(repoRoot(), 'trainer'),
+    baseDir,
+    dtype: 'bfloat16',
+  });
   const engines = new EnginePool({ pool, engines: stack.connections.engines, merged });
   const holder = `ask/${randomUUID()}`;
   const { world, close } = await openWorldOf(stack, profile, asked);
@@ -102,8 +124,19 @@ async function ask(stack: Stack, profile: Profile, asked: Asked, trace: LiveTrac
       onWait: (other) => trace?.wait(`waiting for the engine; ${oneLine(other)} has it`),
     });
     renewing = setInterval(() => void lease.renew().catch(() => {}), 20_000);
-    trace?.begin({ question: asked.question, checkpoint: `${asked.label} (${asked.checkpoint.digest.slice(0, 12)})`, engine: lease.engine, world: asked.world ?? asked.run?.id ?? '' });
-    return await sample(asked, { world, lease, tokenizer: await loadTokenizer(baseDir(asked.checkpoint.model)), trace, signal: io.signal });
+    trace?.begin({
+      question: asked.question,
+      checkpoint: `${asked.label} (${asked.checkpoint.digest.slice(0, 12)})`,
+      engine: lease.engine,
+      world: asked.world ?? asked.run?.id ?? '',
+    });
+    return await sample(asked, {
+      world,
+      lease,
+      tokenizer: await loadTokenizer(baseDir(asked.checkpoint.model)),
+      trace,
+      signal: io.signal,
+    });
   } finally {
     trace?.wait('');
     clearInterval(renewing);
@@ -129,7 +162,17 @@ async function sample(asked: Asked, { world, lease, tokenizer, trace, signal }: 
     group_id: 'ask',
     sample_index: 0,
     checkpoint: asked.checkpoint.digest,
-    task: { task_id: 'ask', question: asked.question, answer: '', aliases: [], capability: 'unknown', split: '', source: 'ask', evidence: [], deny_urls: [] },
+    task: {
+      task_id: 'ask',
+      question: asked.question,
+      answer: '',
+      aliases: [],
+      capability: 'unknown',
+      split: '',
+      source: 'ask',
+      evidence: [],
+      deny_urls: [],
+    },
     world,
     sample: lease.sampler(tokenizer.stopIds, { signal, onTokens: (count) => trace?.tokens(count) }),
     tokenizer,
@@ -151,10 +194,21 @@ async function sample(asked: Asked, { world, lease, tokenizer, trace, signal }: 
 }
 
 /** The named world, or the run's. */
-async function openWorldOf(stack: Stack, profile: Profile, { world: name, run }: Asked): Promise<{ world: World; close(): Promise<void> }> {
+async function openWorldOf(
+  stack: Stack,
+  profile: Profile,
+  { world: name, run }: Asked,
+): Promise<{ world: World; close(): Promise<void> }> {
   if (name !== undefined) return openNamedWorld(stack.pool, stack.connections, await findWorld(stack.pool, name));
   const node = run === null ? null : actingNode(run);
-  if (node === null) throw new ExpError('USAGE', 'exp ask', run === null ? 'needs --world NAME: there is no run whose world it could use' : `needs --world NAME: run ${run.id} has no world`);
+  if (node === null)
+    throw new ExpError(
+      'USAGE',
+      'exp ask',
+      run === null
+        ? 'needs --world NAME: there is no run whose world it could use'
+        : `needs --world NAME: run ${run.id} has no world`,
+    );
   const [{ Worlds, Embedders }, { PlanReader }, { connectMilvus }, { modelPath }] = await Promise.all([
     import('../../activities/worlds.ts'),
     import('../../activities/plan-reader.ts'),
@@ -181,6 +235,7 @@ function toJson({ answer, termination, checkpoint, spans, token_ids, messages }:
 
 function numberOf(option: string, text: string, least: number, most: number): number {
   const value = Number(text);
-  if (text.trim() === '' || !(value >= least && value <= most)) throw new ExpError('USAGE', option, `must be a number from ${least} to ${most}`);
+  if (text.trim() === '' || !(value >= least && value <= most))
+    throw new ExpError('USAGE', option, `must be a number from ${least} to ${most}`);
   return value;
 }

@@ -10,8 +10,15 @@ import type { Task } from '../../schemas/task.ts';
 import type { FailureClass, Message, Span, Termination, Trajectory } from '../../schemas/trajectory.ts';
 import type { World } from '../environment.ts';
 import { type Action, parseAction } from './parse.ts';
-import { actionPrefix, renderForcedAnswer, renderObservation, renderPrompt, type Tokenizer, type ToolName } from './prompt.ts';
-import { reward, type RewardRule, score, type ScoredTurn } from './reward.ts';
+import {
+  actionPrefix,
+  renderForcedAnswer,
+  renderObservation,
+  renderPrompt,
+  type Tokenizer,
+  type ToolName,
+} from './prompt.ts';
+import { type RewardRule, reward, type ScoredTurn, score } from './reward.ts';
 import { runTool } from './tools.ts';
 
 export interface SampleRequest {
@@ -103,7 +110,11 @@ export async function runTrajectory(input: TrajectoryInput): Promise<Trajectory>
 
   while (!state.isOver) {
     input.signal?.throwIfAborted();
-    if (!state.canSample) throw new RolloutFailure('budget', `the prompt of ${state.ids.length} tokens leaves no room for an answer within ${limits.contextLength}`);
+    if (!state.canSample)
+      throw new RolloutFailure(
+        'budget',
+        `the prompt of ${state.ids.length} tokens leaves no room for an answer within ${limits.contextLength}`,
+      );
     const record = await takeTurn(input, state);
     await input.onTurn?.(record);
     state.append(record);
@@ -112,7 +123,11 @@ export async function runTrajectory(input: TrajectoryInput): Promise<Trajectory>
 }
 
 /** The record a trajectory leaves; with a failure class, of one that could not be finished. */
-export function assembleTrajectory(input: TrajectoryInput, records: readonly TurnRecord[], failure: FailureClass | null): Trajectory {
+export function assembleTrajectory(
+  input: TrajectoryInput,
+  records: readonly TurnRecord[],
+  failure: FailureClass | null,
+): Trajectory {
   const { tokenizer, task, tools, sampling, checkpoint } = input;
   const prompt = renderPrompt(tokenizer, { question: task.question, tools });
   const token_ids = [...prompt];
@@ -130,7 +145,17 @@ export function assembleTrajectory(input: TrajectoryInput, records: readonly Tur
     mask.push(...record.token_ids.map(() => 1));
     logprobs.push(...record.logprobs);
     const { tool, status, latency_ms, weight_version } = record;
-    spans.push({ ...span, turn, kind: 'action', start, end: token_ids.length, tool, status, latency_ms, weight_version });
+    spans.push({
+      ...span,
+      turn,
+      kind: 'action',
+      start,
+      end: token_ids.length,
+      tool,
+      status,
+      latency_ms,
+      weight_version,
+    });
     messages.push({ role: 'assistant', content: displayed(tokenizer, record.token_ids) });
     const observed = observation === null ? '' : displayed(tokenizer, observation.token_ids);
     turns.push({ malformed: status === 'malformed', observation: observed });
@@ -141,8 +166,14 @@ export function assembleTrajectory(input: TrajectoryInput, records: readonly Tur
     mask.push(...observation.token_ids.map(() => 0));
     logprobs.push(...observation.token_ids.map(() => 0));
     spans.push({
-      ...span, turn, kind: 'observation', start: observationStart, end: token_ids.length,
-      tool: observation.tool, status: observation.status, latency_ms: observation.latency_ms,
+      ...span,
+      turn,
+      kind: 'observation',
+      start: observationStart,
+      end: token_ids.length,
+      tool: observation.tool,
+      status: observation.status,
+      latency_ms: observation.latency_ms,
     });
     messages.push({ role: 'tool', content: observed });
   }
@@ -150,7 +181,8 @@ export function assembleTrajectory(input: TrajectoryInput, records: readonly Tur
   const last = records.at(-1);
   const action = last === undefined ? undefined : readAction(tokenizer, last.token_ids, tools);
   const answer = action?.kind === 'answer' ? action.answer : null;
-  const termination = failure === null ? (records.findLast((record) => record.termination !== null)?.termination ?? 'failed') : 'failed';
+  const termination =
+    failure === null ? (records.findLast((record) => record.termination !== null)?.termination ?? 'failed') : 'failed';
   const graded = score(answer, turns, task);
   return {
     trajectory_id: input.trajectory_id,
@@ -213,7 +245,12 @@ class Conversation {
   }
 
   /** The limit that stands in the way of appending an observation and sampling on. */
-  limitBefore(observation: readonly number[], turn: number, cutOff: boolean, action: readonly number[]): 'max_turns' | 'context' | 'cutoff' | null {
+  limitBefore(
+    observation: readonly number[],
+    turn: number,
+    cutOff: boolean,
+    action: readonly number[],
+  ): 'max_turns' | 'context' | 'cutoff' | null {
     if (turn + 1 >= this.#limits.maxTurns) return 'max_turns';
     if (cutOff) return 'cutoff';
     return this.#hasRoomAfter(action.length + observation.length) ? null : 'context';
@@ -263,7 +300,8 @@ async function takeTurn(input: TrajectoryInput, state: Conversation): Promise<Tu
   };
 
   const forcedBy = state.records.at(-1)?.termination ?? null;
-  if (isLast) return { ...record, observation: null, termination: forcedBy ?? (action.kind === 'answer' ? 'answer' : 'context') };
+  if (isLast)
+    return { ...record, observation: null, termination: forcedBy ?? (action.kind === 'answer' ? 'answer' : 'context') };
   if (action.kind === 'answer') return { ...record, observation: null, termination: 'answer' };
   return { ...record, ...(await observe(input, state, action, completion.token_ids, turn)) };
 }
@@ -301,7 +339,10 @@ async function observe(
   const token_ids = renderObservation(tokenizer, text, { cut });
   const full = state.limitBefore(token_ids, turn, false, actionIds);
   if (full !== null) return force(full);
-  return { observation: { token_ids, tool: outcome.tool, status: outcome.status, latency_ms: outcome.latency_ms }, termination: null };
+  return {
+    observation: { token_ids, tool: outcome.tool, status: outcome.status, latency_ms: outcome.latency_ms },
+    termination: null,
+  };
 }
 
 function malformedText(reason: string, tools: readonly ToolName[]): string {
@@ -313,12 +354,20 @@ function isCut(tokenizer: Tokenizer, ids: readonly number[]): boolean {
 }
 
 /** What is thrown while the whole is being cancelled is a cancellation, not a failure. */
-async function orFailure<T>(failureClass: FailureClass, { signal, trajectory_id }: TrajectoryInput, work: () => Promise<T>): Promise<T> {
+async function orFailure<T>(
+  failureClass: FailureClass,
+  { signal, trajectory_id }: TrajectoryInput,
+  work: () => Promise<T>,
+): Promise<T> {
   try {
     return await work();
   } catch (cause) {
     if (signal?.aborted || cause instanceof RolloutFailure) throw cause;
-    throw new RolloutFailure(failureClass, `${trajectory_id}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+    throw new RolloutFailure(
+      failureClass,
+      `${trajectory_id}: ${cause instanceof Error ? cause.message : String(cause)}`,
+      { cause },
+    );
   }
 }
 

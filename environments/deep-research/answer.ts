@@ -39,7 +39,9 @@ export function isExactMatch(answer: string, reference: Reference): boolean {
 
 /** Token F1 against the best reference, 0 to 1. */
 export function f1(answer: string, reference: Reference): number {
-  return Math.max(...spellings(reference).map((spelling) => f1Of(normalizedTokens(answer), normalizedTokens(spelling))));
+  return Math.max(
+    ...spellings(reference).map((spelling) => f1Of(normalizedTokens(answer), normalizedTokens(spelling))),
+  );
 }
 
 /** Whether a reference stands in the text, token by token: what answer_in_observation reports. */
@@ -68,7 +70,8 @@ function sameList(answer: string, reference: string): boolean {
   const wanted = listItems(reference);
   const given = listItems(answer);
   if (wanted === undefined || given === undefined) return false;
-  const key = (items: string[]) => [...new Set(items.map((item) => normalizedTokens(item).join(' ')))].sort().join('\n');
+  const key = (items: string[]) =>
+    [...new Set(items.map((item) => normalizedTokens(item).join(' ')))].sort().join('\n');
   return key(wanted) === key(given);
 }
 

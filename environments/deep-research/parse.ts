@@ -36,7 +36,8 @@ export function parseAction(text: string, tools?: readonly string[]): Action {
     return malformed(`there must be exactly one <${open.name}>…</${open.name}>`);
   }
   if (open.start < lastThought.end) return malformed(`<${open.name}> must come after </think>`);
-  if (text.slice(lastThought.end, open.start).trim() !== '') return malformed(`text stands between </think> and <${open.name}>`);
+  if (text.slice(lastThought.end, open.start).trim() !== '')
+    return malformed(`text stands between </think> and <${open.name}>`);
   if (text.slice(close.end).trim() !== '') return malformed(`text stands after </${open.name}>`);
 
   const body = text.slice(open.end, close.start).trim();
@@ -51,7 +52,9 @@ function parseCall(body: string, tools: readonly string[] | undefined): Action {
   if (typeof name !== 'string' || name === '') return malformed('the tool call has no "name"');
   if (!isObject(args)) return malformed('the tool call has no object "arguments"');
   if (tools !== undefined && !tools.includes(name)) {
-    return malformed(`there is no tool ${JSON.stringify(name.slice(0, 40))}; ${tools.length === 0 ? 'there are no tools' : `tools: ${tools.join(', ')}`}`);
+    return malformed(
+      `there is no tool ${JSON.stringify(name.slice(0, 40))}; ${tools.length === 0 ? 'there are no tools' : `tools: ${tools.join(', ')}`}`,
+    );
   }
   return { kind: 'tool_call', tool: name, args };
 }

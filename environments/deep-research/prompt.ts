@@ -65,7 +65,11 @@ export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
     return added === undefined ? [] : [added.id];
   });
   if (markup.encode(`<|im_start|>${TURN_END}`, { add_special_tokens: false }).ids.length !== 2) {
-    throw new ExpError('TOKENIZER_FAMILY', modelDir, 'the tokenizer has no <|im_start|> and <|im_end|> tokens; only ChatML models can be a policy');
+    throw new ExpError(
+      'TOKENIZER_FAMILY',
+      modelDir,
+      'the tokenizer has no <|im_start|> and <|im_end|> tokens; only ChatML models can be a policy',
+    );
   }
   return {
     encode: (string) => markup.encode(string, { add_special_tokens: false }).ids,
@@ -146,12 +150,19 @@ export function renderTrajectory(
 }
 
 /** The turns of a recorded rollout, as ids: rendering them gives the rollout's own ids and mask. */
-export function recordedTurns({ token_ids, spans }: { token_ids: readonly number[]; spans: readonly RenderedSpan[] }): RenderedTurn[] {
+export function recordedTurns({
+  token_ids,
+  spans,
+}: {
+  token_ids: readonly number[];
+  spans: readonly RenderedSpan[];
+}): RenderedTurn[] {
   const turns: RenderedTurn[] = [];
   for (const { turn, kind, start, end } of spans) {
     if (kind === 'prompt') continue;
     const ids = token_ids.slice(start, end);
-    turns[turn] = kind === 'action' ? { action: ids, observation: null } : { action: turns[turn]?.action ?? [], observation: ids };
+    turns[turn] =
+      kind === 'action' ? { action: ids, observation: null } : { action: turns[turn]?.action ?? [], observation: ids };
   }
   return turns;
 }

@@ -44,7 +44,9 @@ export function reward(
   termination: Termination,
   rule: RewardRule,
 ): { outcome: number; turns: (number | null)[] } {
-  const penalties = turns.map(({ malformed }, index) => (malformed && rule.format_penalty > 0 && index < turns.length - 1 ? -rule.format_penalty : null));
+  const penalties = turns.map(({ malformed }, index) =>
+    malformed && rule.format_penalty > 0 && index < turns.length - 1 ? -rule.format_penalty : null,
+  );
   const lastIsMalformed = turns.at(-1)?.malformed ?? true;
   const penalised = lastIsMalformed && rule.format_penalty > 0 && termination !== 'failed';
   return { outcome: penalised ? -rule.format_penalty : graded[rule.outcome], turns: penalties };

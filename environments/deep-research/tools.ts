@@ -42,14 +42,15 @@ const MAX_GOAL_CHARACTERS = 2_000;
 export async function runTool(world: World, call: ToolCall, options: ToolOptions): Promise<ToolResult> {
   const started = performance.now();
   const { text, ...outcome } = await dispatch(world, call, options);
-  const fitted = fit(escapeText(text), options.observationTokens, options.tokenizer);
+  const fitted = shorten(escapeText(text), options.observationTokens, options.tokenizer);
   return { ...outcome, text: fitted, tool: call.tool, latency_ms: performance.now() - started };
 }
 
 async function dispatch(world: World, { tool, args }: ToolCall, options: ToolOptions): Promise<Outcome> {
   switch (tool) {
     case 'search': {
-      const problem = unknownArguments(args, ['query']) ?? badStrings('query', args.query, MAX_QUERIES, MAX_QUERY_CHARACTERS);
+      const problem =
+        unknownArguments(args, ['query']) ?? badStrings('query', args.query, MAX_QUERIES, MAX_QUERY_CHARACTERS);
       return problem === undefined ? search(world, args.query as string[], options) : toolError(`search: ${problem}`);
     }
     case 'visit': {
@@ -75,7 +76,7 @@ async function search(world: World, queries: string[], options: ToolOptions): Pr
   // Every result gets the same share, so the first snippet cannot push out the last.
   const share = Math.max(0, Math.floor((options.observationTokens - headTokens) / results.length));
   const text = results
-    .map(({ snippet }, index) => heads[index] + fit(escapeText(oneLine(snippet)), share, options.tokenizer))
+    .map(({ snippet }, index) => heads[index] + shorten(escapeText(oneLine(snippet)), share, options.tokenizer))
     .map((result) => result.trimEnd())
     .join('\n');
   return { text, status: 'ok', urls: results.map(({ url }) => url), denied };
@@ -89,7 +90,9 @@ async function visit(world: World, urls: string[], goal: string, options: ToolOp
     countTokens: (text) => countTokens(options, text),
     ...deny(options),
   });
-  const text = pages.map((page) => (page.status === 'ok' ? `${oneLine(page.title)}\n${page.url}\n${page.text}` : `${page.url}\n${page.message}`));
+  const text = pages.map((page) =>
+    page.status === 'ok' ? `${oneLine(page.title)}\n${page.url}\n${page.text}` : `${page.url}\n${page.message}`,
+  );
   const read = pages.filter(({ status }) => status === 'ok');
   return {
     text: text.join('\n\n'),
@@ -101,7 +104,9 @@ async function visit(world: World, urls: string[], goal: string, options: ToolOp
 
 function unknownArguments(args: Record<string, unknown>, known: readonly string[]): string | undefined {
   const unknown = Object.keys(args).find((name) => !known.includes(name));
-  return unknown === undefined ? undefined : `unknown argument ${JSON.stringify(unknown.slice(0, 40))}; arguments: ${known.join(', ')}`;
+  return unknown === undefined
+    ? undefined
+    : `unknown argument ${JSON.stringify(unknown.slice(0, 40))}; arguments: ${known.join(', ')}`;
 }
 
 function badStrings(name: string, value: unknown, most: number, characters: number): string | undefined {
@@ -138,7 +143,7 @@ function oneLine(text: string): string {
 }
 
 /** The longest beginning that is at most `tokens` long and does not end inside a character. */
-function fit(text: string, tokens: number, tokenizer: ToolOptions['tokenizer']): string {
+function shorten(text: string, tokens: number, tokenizer: ToolOptions['tokenizer']): string {
   if (tokens <= 0) return '';
   const ids = tokenizer.encodeText(text);
   for (let length = tokens; ids.length > length; length -= 1) {

@@ -92,7 +92,8 @@ afterAll(async () => {
 
 const prompt = () => renderPrompt(tokenizer, { question: 'What licence has zod?', tools: ['search', 'visit'] });
 const greedy = { maxTokens: 24, temperature: 0, topP: 1, seed: 1 };
-const resource = async () => (await pool.query(`select epoch, holder, state from leases where resource like 'engine/%'`)).rows[0];
+const resource = async () =>
+  (await pool.query(`select epoch, holder, state from leases where resource like 'engine/%'`)).rows[0];
 
 describe('an engine lease', () => {
   test('answers token in and token out, and its logprobs are those of the ids', async () => {
@@ -109,7 +110,8 @@ describe('an engine lease', () => {
     expect(boot).toMatch(/^boot-/);
     const scored = await client.probe(boot, [...prompt(), ...completion.token_ids]);
     const again = scored.logprobs.slice(prompt().length - 1);
-    for (const [index, logprob] of completion.logprobs.entries()) expect(Math.abs(logprob - (again[index] ?? Number.NaN))).toBeLessThan(0.1);
+    for (const [index, logprob] of completion.logprobs.entries())
+      expect(Math.abs(logprob - (again[index] ?? Number.NaN))).toBeLessThan(0.1);
     await client.close();
     await engines.release('a');
   });
@@ -174,8 +176,14 @@ describe('an engine lease', () => {
     const wrong = join(folder, 'wrong');
     await cp(await mergedWeights().directory(base), wrong, { recursive: true });
     await copyFile(join(await mergedWeights().directory(other), 'probe.json'), join(wrong, 'probe.json'));
-    const strict = new EnginePool({ pool, engines: stack.connections.engines, merged: { directory: async () => wrong } });
-    await expect(strict.acquire({ ...other, digest: 'f'.repeat(64) }, 'a')).rejects.toMatchObject({ code: 'ENGINE_PROBE' });
+    const strict = new EnginePool({
+      pool,
+      engines: stack.connections.engines,
+      merged: { directory: async () => wrong },
+    });
+    await expect(strict.acquire({ ...other, digest: 'f'.repeat(64) }, 'a')).rejects.toMatchObject({
+      code: 'ENGINE_PROBE',
+    });
     await strict.close();
   });
 
@@ -186,33 +194,58 @@ describe('an engine lease', () => {
     const unchanged = join(folder, 'unchanged');
     await cp(await mergedWeights().directory(base), unchanged, { recursive: true });
     const probe = JSON.parse(await readFile(join(unchanged, 'probe.json'), 'utf8')) as { logprobs: (number | null)[] };
-    await writeFile(join(unchanged, 'probe.json'), JSON.stringify({ ...probe, logprobs: probe.logprobs.map((logprob) => (logprob === null ? null : logprob + 0.01)) }));
-    const strict = new EnginePool({ pool, engines: stack.connections.engines, merged: { directory: async () => unchanged } });
-    await expect(strict.acquire({ ...other, digest: 'e'.repeat(64) }, 'a')).rejects.toMatchObject({ code: 'ENGINE_PROBE' });
+    await writeFile(
+      join(unchanged, 'probe.json'),
+      JSON.stringify({
+        ...probe,
+        logprobs: probe.logprobs.map((logprob) => (logprob === null ? null : logprob + 0.01)),
+      }),
+    );
+    const strict = new EnginePool({
+      pool,
+      engines: stack.connections.engines,
+      merged: { directory: async () => unchanged },
+    });
+    await expect(strict.acquire({ ...other, digest: 'e'.repeat(64) }, 'a')).rejects.toMatchObject({
+      code: 'ENGINE_PROBE',
+    });
     await strict.close();
   });
 
-  test('goes on with the right weights after the engine was killed', async () => {
-    const lease = await engines.acquire(other, 'a');
-    const sample = lease.sampler(tokenizer.stopIds);
-    const before = await sample(prompt(), greedy);
-    const { pid } = (await serviceStates(stack.home))?.find(({ name }) => name === 'engine') ?? { pid: 0 };
-    process.kill(pid, 'SIGKILL');
-    const after = await sample(prompt(), greedy);
-    expect(after.token_ids).toEqual(before.token_ids);
-    expect((await lease.sampler(tokenizer.stopIds)(prompt(), greedy)).token_ids).toEqual(before.token_ids);
-    await engines.release('a');
-  }, STARTING);
+  test(
+    'goes on with the right weights after the engine was killed',
+    async () => {
+      const lease = await engines.acquire(other, 'a');
+      const sample = lease.sampler(tokenizer.stopIds);
+      const before = await sample(prompt(), greedy);
+      const { pid } = (await serviceStates(stack.home))?.find(({ name }) => name === 'engine') ?? { pid: 0 };
+      process.kill(pid, 'SIGKILL');
+      const after = await sample(prompt(), greedy);
+      expect(after.token_ids).toEqual(before.token_ids);
+      expect((await lease.sampler(tokenizer.stopIds)(prompt(), greedy)).token_ids).toEqual(before.token_ids);
+      await engines.release('a');
+    },
+    STARTING,
+  );
 });
 
 describe('the turn journal', () => {
   const record = (turn: number) => ({
-    turn, token_ids: [turn, 2], logprobs: [-0.1, Math.fround(-1e-7)], tool: null, status: 'malformed' as const, latency_ms: 1.5,
-    weight_version: 'w', observation: null, termination: null,
+    turn,
+    token_ids: [turn, 2],
+    logprobs: [-0.1, Math.fround(-1e-7)],
+    tool: null,
+    status: 'malformed' as const,
+    latency_ms: 1.5,
+    weight_version: 'w',
+    observation: null,
+    termination: null,
   });
   test('keeps what was written first, in order, up to a gap, in few commits', async () => {
     const journal = new TurnJournal(pool);
-    await Promise.all(Array.from({ length: 200 }, (_, index) => journal.append(`j-${index % 100}`, record(Math.floor(index / 100)))));
+    await Promise.all(
+      Array.from({ length: 200 }, (_, index) => journal.append(`j-${index % 100}`, record(Math.floor(index / 100)))),
+    );
     await journal.append('j-0', { ...record(0), token_ids: [9] });
     await journal.append('j-0', record(3));
     const turns = await journal.load(['j-0', 'j-99', 'j-none']);
@@ -233,81 +266,150 @@ describe('a batch of rollouts', () => {
   const node: NodeRef = { plan: 'p', arm: 'base', id: 'stage1.profile', kind: 'profile', key: 'k'.repeat(64) };
   const world: World = {
     search: async () => ({ results: [{ url: 'npm:zod', title: 'zod', snippet: 'schemas', score: 1 }], denied: 0 }),
-    visit: async (urls) => urls.map((url) => ({ url, status: 'ok', title: 'zod', text: 'Licence: MIT', truncated: false })),
+    visit: async (urls) =>
+      urls.map((url) => ({ url, status: 'ok', title: 'zod', text: 'Licence: MIT', truncated: false })),
     close: async () => undefined,
   };
   const spec = (index: number): RolloutSpec => ({
-    trajectory_id: `batch/${index}`, group_id: `g${Math.floor(index / 4)}`, sample: index % 4, seed: 1000 + index, context_length: 700,
-    task: { task_id: `t${index}`, question: `What licence has package ${index}?`, answer: 'MIT', aliases: [], capability: 'direct_retrieval', split: 'train', source: 's', evidence: [], deny_urls: [] },
-    agent: { tools: index === 0 ? [] : ['search', 'visit'], max_turns: 3, max_turn_tokens: 24, observation_tokens: 64, search_results: 3, context_management: 'none', deny_urls: 'none' },
+    trajectory_id: `batch/${index}`,
+    group_id: `g${Math.floor(index / 4)}`,
+    sample: index % 4,
+    seed: 1000 + index,
+    context_length: 700,
+    task: {
+      task_id: `t${index}`,
+      question: `What licence has package ${index}?`,
+      answer: 'MIT',
+      aliases: [],
+      capability: 'direct_retrieval',
+      split: 'train',
+      source: 's',
+      evidence: [],
+      deny_urls: [],
+    },
+    agent: {
+      tools: index === 0 ? [] : ['search', 'visit'],
+      max_turns: 3,
+      max_turn_tokens: 24,
+      observation_tokens: 64,
+      search_results: 3,
+      context_management: 'none',
+      deny_urls: 'none',
+    },
     sampling: { temperature: 1, top_p: 1 },
     reward: { outcome: 'exact_match', format_penalty: 1, judge: null },
   });
   const putRequest = (size: number, count: number, tag: string) =>
-    store.putBlob(Buffer.from([{ batch_size: size, tag }, ...Array.from({ length: count }, (_, index) => spec(index))].map((line) => JSON.stringify(line)).join('\n')));
+    store.putBlob(
+      Buffer.from(
+        [{ batch_size: size, tag }, ...Array.from({ length: count }, (_, index) => spec(index))]
+          .map((line) => JSON.stringify(line))
+          .join('\n'),
+      ),
+    );
   const deps = (): RolloutDeps => ({
-    pool, engines, store, journal: new TurnJournal(pool), worlds: { open: async () => world }, tokenizers: { load: async () => tokenizer },
-    progress: async () => undefined, work: join(folder, 'work'),
+    pool,
+    engines,
+    store,
+    journal: new TurnJournal(pool),
+    worlds: { open: async () => world },
+    tokenizers: { load: async () => tokenizer },
+    progress: async () => undefined,
+    work: join(folder, 'work'),
   });
-  const run = (request: string, batch: number, environment = new MockActivityEnvironment(), using = deps()): Promise<RolloutShard> =>
-    environment.run(createRolloutActivities(using).rolloutBatch, { node, step: 0, request, batch, checkpoint: other, holder: 'rollouts/test' }) as Promise<RolloutShard>;
+  const run = (
+    request: string,
+    batch: number,
+    environment = new MockActivityEnvironment(),
+    using = deps(),
+  ): Promise<RolloutShard> =>
+    environment.run(createRolloutActivities(using).rolloutBatch, {
+      node,
+      step: 0,
+      request,
+      batch,
+      checkpoint: other,
+      holder: 'rollouts/test',
+    }) as Promise<RolloutShard>;
   const read = async ({ blob }: RolloutShard): Promise<Trajectory[]> => {
     const rows: Trajectory[] = [];
     for await (const row of readParquet<Trajectory>(await store.openBlob(blob))) rows.push(row);
     return rows;
   };
 
-  test('is one shard of whole trajectories, and a second attempt returns it', async () => {
-    const request = await putRequest(8, 20, 'whole');
-    const shards = await Promise.all([run(request, 1), run(request, 2)]);
-    expect(shards.map(({ trajectories, failed }) => [trajectories, failed])).toEqual([[8, 0], [4, 0]]);
-    const rows = await read(shards[0] as RolloutShard);
-    expect(rows.map(({ trajectory_id }) => trajectory_id)).toEqual(Array.from({ length: 8 }, (_, index) => `batch/${index + 8}`));
-    for (const row of rows) {
-      expect(row.checkpoint).toBe(other.digest);
-      expect(row.token_ids.length).toBeLessThanOrEqual(700);
-      expect([row.mask.length, row.logprobs.length]).toEqual([row.token_ids.length, row.token_ids.length]);
-      expect(row.termination).toBe('max_turns'); // random weights never write a well-formed answer
-      expect(row.reward.outcome).toBe(-1);
-    }
-    expect((await pool.query(`select count(*)::int as turns from turns where trajectory_id like 'batch/%'`)).rows[0].turns).toBe(0);
-
-    const idle = { ...deps(), engines: { acquire: () => Promise.reject(new Error('sampled again')) } as never };
-    expect(await run(request, 1, new MockActivityEnvironment(), idle)).toEqual(shards[0]);
-  }, 5 * MINUTES);
-
-  test('goes on where it was interrupted, with identical ids', async () => {
-    const request = await putRequest(6, 6, 'interrupted');
-    const environment = new MockActivityEnvironment();
-    const journal = new TurnJournal(pool);
-    let turns = 0;
-    const watched = { append: async (...args: Parameters<TurnJournal['append']>) => {
-      await journal.append(...args);
-      turns += 1;
-      if (turns === 8) environment.cancel();
-    }, load: journal.load.bind(journal), drop: journal.drop.bind(journal) } as unknown as TurnJournal;
-    await expect(run(request, 0, environment, { ...deps(), journal: watched })).rejects.toThrow();
-    const kept = await journal.load(Array.from({ length: 6 }, (_, index) => `batch/${index}`));
-    const saved = [...kept.values()].reduce((sum, records) => sum + records.length, 0);
-    expect(saved).toBeGreaterThanOrEqual(8);
-
-    const rows = await read(await run(request, 0));
-    expect(rows).toHaveLength(6);
-    for (const row of rows) {
-      for (const { turn, token_ids, logprobs } of kept.get(row.trajectory_id) ?? []) {
-        const span = row.spans.find((candidate) => candidate.turn === turn && candidate.kind === 'action');
-        expect(row.token_ids.slice(span?.start, span?.end)).toEqual(token_ids);
-        expect(row.logprobs.slice(span?.start, span?.end)).toEqual(logprobs.map(Math.fround));
+  test(
+    'is one shard of whole trajectories, and a second attempt returns it',
+    async () => {
+      const request = await putRequest(8, 20, 'whole');
+      const shards = await Promise.all([run(request, 1), run(request, 2)]);
+      expect(shards.map(({ trajectories, failed }) => [trajectories, failed])).toEqual([
+        [8, 0],
+        [4, 0],
+      ]);
+      const rows = await read(shards[0] as RolloutShard);
+      expect(rows.map(({ trajectory_id }) => trajectory_id)).toEqual(
+        Array.from({ length: 8 }, (_, index) => `batch/${index + 8}`),
+      );
+      for (const row of rows) {
+        expect(row.checkpoint).toBe(other.digest);
+        expect(row.token_ids.length).toBeLessThanOrEqual(700);
+        expect([row.mask.length, row.logprobs.length]).toEqual([row.token_ids.length, row.token_ids.length]);
+        expect(row.termination).toBe('max_turns'); // random weights never write a well-formed answer
+        expect(row.reward.outcome).toBe(-1);
       }
-    }
-  }, 5 * MINUTES);
+      expect(
+        (await pool.query(`select count(*)::int as turns from turns where trajectory_id like 'batch/%'`)).rows[0].turns,
+      ).toBe(0);
+
+      const idle = { ...deps(), engines: { acquire: () => Promise.reject(new Error('sampled again')) } as never };
+      expect(await run(request, 1, new MockActivityEnvironment(), idle)).toEqual(shards[0]);
+    },
+    5 * MINUTES,
+  );
+
+  test(
+    'goes on where it was interrupted, with identical ids',
+    async () => {
+      const request = await putRequest(6, 6, 'interrupted');
+      const environment = new MockActivityEnvironment();
+      const journal = new TurnJournal(pool);
+      let turns = 0;
+      const watched = {
+        append: async (...args: Parameters<TurnJournal['append']>) => {
+          await journal.append(...args);
+          turns += 1;
+          if (turns === 8) environment.cancel();
+        },
+        load: journal.load.bind(journal),
+        drop: journal.drop.bind(journal),
+      } as unknown as TurnJournal;
+      await expect(run(request, 0, environment, { ...deps(), journal: watched })).rejects.toThrow();
+      const kept = await journal.load(Array.from({ length: 6 }, (_, index) => `batch/${index}`));
+      const saved = [...kept.values()].reduce((sum, records) => sum + records.length, 0);
+      expect(saved).toBeGreaterThanOrEqual(8);
+
+      const rows = await read(await run(request, 0));
+      expect(rows).toHaveLength(6);
+      for (const row of rows) {
+        for (const { turn, token_ids, logprobs } of kept.get(row.trajectory_id) ?? []) {
+          const span = row.spans.find((candidate) => candidate.turn === turn && candidate.kind === 'action');
+          expect(row.token_ids.slice(span?.start, span?.end)).toEqual(token_ids);
+          expect(row.logprobs.slice(span?.start, span?.end)).toEqual(logprobs.map(Math.fround));
+        }
+      }
+    },
+    5 * MINUTES,
+  );
 
   test('an outage of the world ends the batch and scores nothing', async () => {
     const request = await putRequest(4, 4, 'outage');
     // A policy that always calls: the scripted engine is enough to reach the world.
     const call = '<think>a</think><tool_call>{"name": "search", "arguments": {"query": ["x"]}}</tool_call>';
     const ids = [...tokenizer.encodeText(call), 2];
-    const lease = { sampler: () => async () => ({ token_ids: ids, logprobs: ids.map(() => -1), weight_version: other.digest }), renew: async () => undefined };
+    const lease = {
+      sampler: () => async () => ({ token_ids: ids, logprobs: ids.map(() => -1), weight_version: other.digest }),
+      renew: async () => undefined,
+    };
     const down: World = { ...world, search: () => Promise.reject(new Error('connect ECONNREFUSED')) };
     const using = { ...deps(), engines: { acquire: async () => lease } as never, worlds: { open: async () => down } };
     await expect(run(request, 0, new MockActivityEnvironment(), using)).rejects.toMatchObject({ code: 'UNAVAILABLE' });

@@ -28,12 +28,20 @@ beforeAll(async () => {
 });
 
 const task: Task = {
-  task_id: 'task-1', question: 'What licence has zod?', answer: 'MIT', aliases: [], capability: 'direct_retrieval',
-  split: 'train', source: 'made', evidence: ['npm:zod'], deny_urls: [],
+  task_id: 'task-1',
+  question: 'What licence has zod?',
+  answer: 'MIT',
+  aliases: [],
+  capability: 'direct_retrieval',
+  split: 'train',
+  source: 'made',
+  evidence: ['npm:zod'],
+  deny_urls: [],
 };
 const limits: Limits = { maxTurns: 4, maxTurnTokens: 80, observationTokens: 96, searchResults: 3, contextLength: 1200 };
 const search = '<think>a</think>\n<tool_call>{"name": "search", "arguments": {"query": ["zod"]}}</tool_call>';
-const visit = '<think>b</think>\n<tool_call>{"name": "visit", "arguments": {"url": ["npm:zod"], "goal": "licence"}}</tool_call>';
+const visit =
+  '<think>b</think>\n<tool_call>{"name": "visit", "arguments": {"url": ["npm:zod"], "goal": "licence"}}</tool_call>';
 const answer = '<think>c</think>\n<answer>MIT</answer>';
 
 class OnePageWorld implements World {
@@ -63,9 +71,18 @@ function scripted(actions: (string | number[])[]) {
 
 function input(overrides: Partial<TrajectoryInput>): TrajectoryInput {
   return {
-    trajectory_id: 'tr-1', group_id: 'g-1', sample_index: 0, checkpoint: 'weights', task, world: new OnePageWorld(),
-    sample: scripted([answer]).sample, tokenizer: t, tools: ['search', 'visit'], limits,
-    sampling: { temperature: 1, top_p: 1, seed: 7 }, reward: { outcome: 'exact_match', format_penalty: 1 },
+    trajectory_id: 'tr-1',
+    group_id: 'g-1',
+    sample_index: 0,
+    checkpoint: 'weights',
+    task,
+    world: new OnePageWorld(),
+    sample: scripted([answer]).sample,
+    tokenizer: t,
+    tools: ['search', 'visit'],
+    limits,
+    sampling: { temperature: 1, top_p: 1, seed: 7 },
+    reward: { outcome: 'exact_match', format_penalty: 1 },
     ...overrides,
   };
 }
@@ -78,7 +95,12 @@ test('search, visit, answer: ids, mask, logprobs, spans and score', async () => 
   expect(trajectory.score).toEqual({ exact_match: 1, f1: 1, format_valid: true, answer_in_observation: true });
   expect(trajectory.reward).toEqual({ outcome: 1, turns: [null, null, null] });
   expect(trajectory.spans.map(({ kind, tool, status }) => `${kind} ${tool} ${status}`)).toEqual([
-    'prompt null ok', 'action search ok', 'observation search ok', 'action visit ok', 'observation visit ok', 'action answer ok',
+    'prompt null ok',
+    'action search ok',
+    'observation search ok',
+    'action visit ok',
+    'observation visit ok',
+    'action answer ok',
   ]);
   for (const { kind, start, end } of trajectory.spans) {
     expect(trajectory.mask.slice(start, end).every((bit) => bit === (kind === 'action' ? 1 : 0))).toBe(true);
@@ -98,7 +120,11 @@ test('sampled ids that no text would give are kept as sampled, and render for SF
   const [, action] = trajectory.spans;
   expect(trajectory.token_ids.slice(action?.start, action?.end)).toEqual([...odd, 2]);
   expect(action?.status).toBe('ok');
-  const rendered = renderTrajectory(t, { question: task.question, tools: ['search', 'visit'], turns: recordedTurns(trajectory) });
+  const rendered = renderTrajectory(t, {
+    question: task.question,
+    tools: ['search', 'visit'],
+    turns: recordedTurns(trajectory),
+  });
   expect(rendered.token_ids).toEqual(trajectory.token_ids);
   expect(rendered.mask).toEqual(trajectory.mask);
 });
@@ -116,26 +142,33 @@ describe('limits', () => {
     expect(world.calls).toBe(limits.maxTurns - 1); // nobody would have read the last observation
   });
 
-  test.each([350, 450, 600, 777, 1000])('within a context of %i no id is beyond it, and room for the forced turn was kept', async (contextLength) => {
-    const { sample } = scripted([search, visit]);
-    const trajectory = await runTrajectory(input({ sample, limits: { ...limits, maxTurns: 50, contextLength } }));
-    expect(trajectory.termination).toBe('context');
-    expect(trajectory.token_ids.length).toBeLessThanOrEqual(contextLength);
-    expect(trajectory.spans.at(-2)).toMatchObject({ kind: 'observation', status: 'forced' });
-    expect(trajectory.spans.at(-1)).toMatchObject({ kind: 'action', status: 'malformed' }); // a call where an answer was due
-    expect(trajectory.reward.outcome).toBe(-1);
-  });
+  test.each([350, 450, 600, 777, 1000])(
+    'within a context of %i no id is beyond it, and room for the forced turn was kept',
+    async (contextLength) => {
+      const { sample } = scripted([search, visit]);
+      const trajectory = await runTrajectory(input({ sample, limits: { ...limits, maxTurns: 50, contextLength } }));
+      expect(trajectory.termination).toBe('context');
+      expect(trajectory.token_ids.length).toBeLessThanOrEqual(contextLength);
+      expect(trajectory.spans.at(-2)).toMatchObject({ kind: 'observation', status: 'forced' });
+      expect(trajectory.spans.at(-1)).toMatchObject({ kind: 'action', status: 'malformed' }); // a call where an answer was due
+      expect(trajectory.reward.outcome).toBe(-1);
+    },
+  );
 
   test('a prompt that leaves room for one turn only gets that turn', async () => {
     const prompt = renderPrompt(t, { question: task.question, tools: ['search', 'visit'] }).length;
     const { sample, asked } = scripted([answer]);
-    const trajectory = await runTrajectory(input({ sample, limits: { ...limits, contextLength: prompt + limits.maxTurnTokens } }));
+    const trajectory = await runTrajectory(
+      input({ sample, limits: { ...limits, contextLength: prompt + limits.maxTurnTokens } }),
+    );
     expect(asked).toHaveLength(1);
     expect(trajectory).toMatchObject({ termination: 'answer', answer: 'MIT' });
   });
 
   test('a prompt that leaves no room is a failure of the budget, not a wrong answer', async () => {
-    await expect(runTrajectory(input({ limits: { ...limits, contextLength: 200 } }))).rejects.toMatchObject({ failureClass: 'budget' });
+    await expect(runTrajectory(input({ limits: { ...limits, contextLength: 200 } }))).rejects.toMatchObject({
+      failureClass: 'budget',
+    });
   });
 
   test('at the cut-off the next turn is the forced one', async () => {
@@ -169,11 +202,20 @@ describe('malformed output is data', () => {
   });
 
   test('endless repetition ends by the caps, in every way of being malformed', async () => {
-    for (const action of ['<think>'.repeat(9), '', '<think>a</think><tool_call>{"name":"python","arguments":{}}</tool_call>', answer + search]) {
+    for (const action of [
+      '<think>'.repeat(9),
+      '',
+      '<think>a</think><tool_call>{"name":"python","arguments":{}}</tool_call>',
+      answer + search,
+    ]) {
       const { sample, asked } = scripted([action]);
       const trajectory = await runTrajectory(input({ sample }));
       expect(asked.length).toBeLessThanOrEqual(limits.maxTurns + 1);
-      expect(trajectory).toMatchObject({ answer: null, score: { exact_match: 0, format_valid: false }, reward: { outcome: -1 } });
+      expect(trajectory).toMatchObject({
+        answer: null,
+        score: { exact_match: 0, format_valid: false },
+        reward: { outcome: -1 },
+      });
     }
   });
 
@@ -188,14 +230,19 @@ describe('resuming', () => {
   test('from any recorded turn gives the same trajectory, and samples only the turns after it', async () => {
     const script = [search, 'malformed', visit, search, answer];
     const records: TurnRecord[] = [];
-    const whole = await runTrajectory(input({ sample: scripted(script).sample, onTurn: async (record) => void records.push(record) }));
+    const whole = await runTrajectory(
+      input({ sample: scripted(script).sample, onTurn: async (record) => void records.push(record) }),
+    );
     expect(records).toHaveLength(5);
     for (let kept = 0; kept <= records.length; kept += 1) {
       const { sample, asked } = scripted(script.slice(kept));
       const journal = JSON.parse(JSON.stringify(records.slice(0, kept))) as TurnRecord[];
       const resumed = await runTrajectory(input({ sample, resumeFrom: journal }));
       expect(asked).toHaveLength(records.length - kept);
-      const latency = ({ spans, ...rest }: typeof whole) => ({ ...rest, spans: spans.map((span) => ({ ...span, latency_ms: 0 })) });
+      const latency = ({ spans, ...rest }: typeof whole) => ({
+        ...rest,
+        spans: spans.map((span) => ({ ...span, latency_ms: 0 })),
+      });
       expect(latency(resumed)).toEqual(latency(whole));
     }
   });
@@ -203,16 +250,18 @@ describe('resuming', () => {
   test('a turn is journaled before the next one is sampled', async () => {
     const order: string[] = [];
     const { sample } = scripted([search, answer]);
-    await runTrajectory(input({
-      sample: async (ids, request) => {
-        order.push('sample');
-        return sample(ids, request);
-      },
-      onTurn: async ({ turn }) => {
-        await new Promise((resolve) => setTimeout(resolve, 5));
-        order.push(`turn ${turn}`);
-      },
-    }));
+    await runTrajectory(
+      input({
+        sample: async (ids, request) => {
+          order.push('sample');
+          return sample(ids, request);
+        },
+        onTurn: async ({ turn }) => {
+          await new Promise((resolve) => setTimeout(resolve, 5));
+          order.push(`turn ${turn}`);
+        },
+      }),
+    );
     expect(order).toEqual(['sample', 'turn 0', 'sample', 'turn 1']);
   });
 
@@ -233,7 +282,9 @@ describe('infrastructure', () => {
   test('a world that fails is a failure of the tool', async () => {
     const world = new OnePageWorld();
     world.search = () => Promise.reject(new Error('milvus is down'));
-    await expect(runTrajectory(input({ world, sample: scripted([search]).sample }))).rejects.toMatchObject({ failureClass: 'tool' });
+    await expect(runTrajectory(input({ world, sample: scripted([search]).sample }))).rejects.toMatchObject({
+      failureClass: 'tool',
+    });
   });
   test('a cancelled trajectory is cancelled, not failed', async () => {
     const cancelling = new AbortController();
@@ -241,6 +292,8 @@ describe('infrastructure', () => {
       cancelling.abort(new Error('cancelled'));
       return Promise.reject(new Error('socket closed'));
     };
-    await expect(runTrajectory(input({ sample, signal: cancelling.signal }))).rejects.not.toBeInstanceOf(RolloutFailure);
+    await expect(runTrajectory(input({ sample, signal: cancelling.signal }))).rejects.not.toBeInstanceOf(
+      RolloutFailure,
+    );
   });
 });

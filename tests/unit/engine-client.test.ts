@@ -13,7 +13,10 @@ afterEach(async () => {
 const part = (ids: number[], finish: string | null = null) =>
   `data: ${JSON.stringify({ choices: [{ token_ids: ids, logprobs: { token_logprobs: ids.map(() => -0.5) }, finish_reason: finish }] })}\n\n`;
 const whole: Answer = (response) => response.end(`${part([5, 6])}${part([2], 'stop')}data: [DONE]\n\n`);
-const status = (code: number, headers: Record<string, string> = {}): Answer => (response) => response.writeHead(code, headers).end(JSON.stringify({ error: { message: `said ${code}` } }));
+const status =
+  (code: number, headers: Record<string, string> = {}): Answer =>
+  (response) =>
+    response.writeHead(code, headers).end(JSON.stringify({ error: { message: `said ${code}` } }));
 
 /** An engine that gives these answers in turn, the last one for ever. */
 async function engine(...answers: Answer[]) {
@@ -25,12 +28,25 @@ async function engine(...answers: Answer[]) {
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-  const client = new EngineClient({ name: 'e', kind: 'vllm', url, admin: true }, { firstRetryMs: 5, lastRetryMs: 20, attempts: 3, downMs: 300, idleMs: 200 });
-  closing.push(() => client.close(), () => new Promise((resolve) => {
-    server.closeAllConnections();
-    server.close(resolve);
-  }));
-  return { client, asked, server, complete: (signal?: AbortSignal) => client.complete('boot-1', [1], [2], { maxTokens: 4, temperature: 1, topP: 1, seed: 1 }, { signal }) };
+  const client = new EngineClient(
+    { name: 'e', kind: 'vllm', url, admin: true },
+    { firstRetryMs: 5, lastRetryMs: 20, attempts: 3, downMs: 300, idleMs: 200 },
+  );
+  closing.push(
+    () => client.close(),
+    () =>
+      new Promise((resolve) => {
+        server.closeAllConnections();
+        server.close(resolve);
+      }),
+  );
+  return {
+    client,
+    asked,
+    server,
+    complete: (signal?: AbortSignal) =>
+      client.complete('boot-1', [1], [2], { maxTokens: 4, temperature: 1, topP: 1, seed: 1 }, { signal }),
+  };
 }
 
 test('a stream of parts is one completion', async () => {
@@ -48,10 +64,14 @@ test('a part that is torn between two packets is read whole', async () => {
 });
 
 test('an engine that stumbles is asked again, and what it had begun to say is forgotten', async () => {
-  const { complete, asked } = await engine(status(503), (response) => {
-    response.write(part([7, 7, 7]));
-    setTimeout(() => response.destroy(), 10);
-  }, whole);
+  const { complete, asked } = await engine(
+    status(503),
+    (response) => {
+      response.write(part([7, 7, 7]));
+      setTimeout(() => response.destroy(), 10);
+    },
+    whole,
+  );
   expect((await complete()).token_ids).toEqual([5, 6, 2]);
   expect(asked).toHaveLength(3);
 });
@@ -63,7 +83,10 @@ test('an aborted completion is no completion', async () => {
 });
 
 test('an error inside the stream is asked again', async () => {
-  const { complete } = await engine((response) => response.end('data: {"error": {"message": "engine dead", "code": 500}}\n\n'), whole);
+  const { complete } = await engine(
+    (response) => response.end('data: {"error": {"message": "engine dead", "code": 500}}\n\n'),
+    whole,
+  );
   expect((await complete()).token_ids).toEqual([5, 6, 2]);
 });
 

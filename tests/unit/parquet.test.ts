@@ -8,17 +8,50 @@ import type { Trajectory } from '../../schemas/trajectory.ts';
 const folder = () => mkdtemp(path.join(tmpdir(), "exp-parquet-it's-"));
 
 const trajectory = (index: number): Trajectory => ({
-  trajectory_id: `tr-${index}`, task_id: 't', group_id: 'g', sample: index, branch: 0, checkpoint: 'c',
+  trajectory_id: `tr-${index}`,
+  task_id: 't',
+  group_id: 'g',
+  sample: index,
+  branch: 0,
+  checkpoint: 'c',
   sampling: { temperature: 0.7, top_p: 0.95, seed: 2 ** 40 + index },
-  token_ids: [1, 49151, 2], mask: [0, 1, 1], logprobs: [0, Math.fround(-0.123456789), -12.5],
+  token_ids: [1, 49151, 2],
+  mask: [0, 1, 1],
+  logprobs: [0, Math.fround(-0.123456789), -12.5],
   spans: [
-    { turn: 0, kind: 'prompt', start: 0, end: 1, tool: null, status: 'ok', latency_ms: 0, cached: false, weight_version: '' },
-    { turn: 0, kind: 'action', start: 1, end: 3, tool: 'answer', status: 'ok', latency_ms: 12.5, cached: false, weight_version: 'c' },
+    {
+      turn: 0,
+      kind: 'prompt',
+      start: 0,
+      end: 1,
+      tool: null,
+      status: 'ok',
+      latency_ms: 0,
+      cached: false,
+      weight_version: '',
+    },
+    {
+      turn: 0,
+      kind: 'action',
+      start: 1,
+      end: 3,
+      tool: 'answer',
+      status: 'ok',
+      latency_ms: 12.5,
+      cached: false,
+      weight_version: 'c',
+    },
   ],
   reward: { outcome: -1, turns: [null, -1] },
   score: { exact_match: 0, f1: 0.5, format_valid: true, answer_in_observation: false },
-  advantages: [], termination: 'answer', failure_class: null, answer: 'Ünïcode "quoted"\n, MIT',
-  messages: [{ role: 'user', content: 'q' }, { role: 'assistant', content: '\uFFFD 你好' }],
+  advantages: [],
+  termination: 'answer',
+  failure_class: null,
+  answer: 'Ünïcode "quoted"\n, MIT',
+  messages: [
+    { role: 'user', content: 'q' },
+    { role: 'assistant', content: '\uFFFD 你好' },
+  ],
 });
 
 test('trajectories come back as they were written, in order', async () => {
@@ -33,7 +66,15 @@ test('trajectories come back as they were written, in order', async () => {
 test('selected columns only, from an async source', async () => {
   const file = path.join(await folder(), 'batch.parquet');
   async function* source() {
-    yield { sequence_id: 'a', token_ids: [1], mask: [1], behavior_logprobs: [-1], advantages: [0.5], temperature: 1, weight: 1 };
+    yield {
+      sequence_id: 'a',
+      token_ids: [1],
+      mask: [1],
+      behavior_logprobs: [-1],
+      advantages: [0.5],
+      temperature: 1,
+      weight: 1,
+    };
   }
   await writeParquet(file, source(), batchColumns);
   const rows: object[] = [];
@@ -59,7 +100,12 @@ test('the same rows give the same bytes', async () => {
 test('a trajectory of 260,000 tokens fits', async () => {
   const file = path.join(await folder(), 'long.parquet');
   const tokens = 260_000;
-  const long = { ...trajectory(0), token_ids: Array(tokens).fill(49151), mask: Array(tokens).fill(1), logprobs: Array(tokens).fill(-0.123456789) };
+  const long = {
+    ...trajectory(0),
+    token_ids: Array(tokens).fill(49151),
+    mask: Array(tokens).fill(1),
+    logprobs: Array(tokens).fill(-0.123456789),
+  };
   await writeParquet(file, [long], trajectoryColumns);
   for await (const row of readParquet<Trajectory>(file, ['token_ids'])) expect(row.token_ids).toHaveLength(tokens);
 });

@@ -13,7 +13,10 @@ test('a thought and an answer are an answer, trimmed', () => {
 });
 
 test('JSON5 is read: single quotes, bare keys, a trailing comma', () => {
-  expect(parseAction(call("{name: 'search', arguments: {query: ['x',],},}"))).toMatchObject({ kind: 'tool_call', args: { query: ['x'] } });
+  expect(parseAction(call("{name: 'search', arguments: {query: ['x',],},}"))).toMatchObject({
+    kind: 'tool_call',
+    args: { query: ['x'] },
+  });
 });
 
 test('more than one thought in sequence is allowed', () => {
@@ -48,7 +51,7 @@ const corpus: [name: string, text: string][] = [
   ['unknown tool', call('{"name": "python", "arguments": {}}')],
   ['empty call', call('  ')],
   ['endless repetition', '<think>'.repeat(20_000)],
-  ['endless answers', '<think>a</think>' + '<answer>x</answer>'.repeat(20_000)],
+  ['endless answers', `<think>a</think>${'<answer>x</answer>'.repeat(20_000)}`],
   ['deep nesting', call(`{"name": "search", "arguments": ${'['.repeat(200_000)}`)],
   ['deep nesting in JSON5 reach', call(`{name: "search", arguments: ${'['.repeat(9_000)}`)],
   ['open brackets', '<'.repeat(1_000_000)],
@@ -63,7 +66,9 @@ test.each(corpus)('malformed: %s', (_, text) => {
 test('a 1 MB argument is read, at once', () => {
   const long = 'a'.repeat(1_000_000);
   const started = performance.now();
-  expect(parseAction(call(JSON.stringify({ name: 'search', arguments: { query: [long] } })))).toMatchObject({ args: { query: [long] } });
+  expect(parseAction(call(JSON.stringify({ name: 'search', arguments: { query: [long] } })))).toMatchObject({
+    args: { query: [long] },
+  });
   expect(performance.now() - started).toBeLessThan(500);
 });
 

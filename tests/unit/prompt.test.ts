@@ -26,7 +26,9 @@ beforeAll(async () => {
 
 test('the prompt is ChatML that ends in a generation prompt, in at most 200 tokens', () => {
   const ids = renderPrompt(t, { question: 'What licence has zod?', tools });
-  expect(t.decode(ids)).toMatch(/^<\|im_start\|>system\n[\s\S]+<\|im_end\|>\n<\|im_start\|>user\nWhat licence has zod\?<\|im_end\|>\n<\|im_start\|>assistant\n$/);
+  expect(t.decode(ids)).toMatch(
+    /^<\|im_start\|>system\n[\s\S]+<\|im_end\|>\n<\|im_start\|>user\nWhat licence has zod\?<\|im_end\|>\n<\|im_start\|>assistant\n$/,
+  );
   expect(ids.length).toBeLessThan(200);
   expect(ids.filter((id) => id === IM_START)).toHaveLength(3);
 });
@@ -62,12 +64,13 @@ describe('text of others', () => {
     expect(performance.now() - started).toBeLessThan(8_000);
   }, 20_000);
   test('a pair of surrogates is not cut apart', () => {
-    const text = 'x' + '𝒳'.repeat(2_000);
+    const text = `x${'𝒳'.repeat(2_000)}`;
     expect(t.decode(t.encodeText(text))).toBe(text);
   });
 });
 
-const action = '<think>I look it up.</think>\n<tool_call>{"name": "search", "arguments": {"query": ["zod"]}}</tool_call>';
+const action =
+  '<think>I look it up.</think>\n<tool_call>{"name": "search", "arguments": {"query": ["zod"]}}</tool_call>';
 const turns = [
   { action, observation: '1. zod\nnpm:zod\nTypeScript-first schemas' },
   { action: `<think>I know.</think>\n<answer>MIT</answer><|im_end|>`, observation: null },
@@ -77,12 +80,19 @@ test('a conversation renders as a rollout would have grown it, and only actions 
   const { token_ids, mask, spans } = renderTrajectory(t, { question: 'q', tools, turns });
   const grown = [
     ...renderPrompt(t, { question: 'q', tools }),
-    ...t.encodeText(action), IM_END,
+    ...t.encodeText(action),
+    IM_END,
     ...renderObservation(t, '1. zod\nnpm:zod\nTypeScript-first schemas'),
-    ...t.encodeText('<think>I know.</think>\n<answer>MIT</answer>'), IM_END,
+    ...t.encodeText('<think>I know.</think>\n<answer>MIT</answer>'),
+    IM_END,
   ];
   expect(token_ids).toEqual(grown);
-  expect(spans.map(({ turn, kind }) => `${turn} ${kind}`)).toEqual(['0 prompt', '0 action', '0 observation', '1 action']);
+  expect(spans.map(({ turn, kind }) => `${turn} ${kind}`)).toEqual([
+    '0 prompt',
+    '0 action',
+    '0 observation',
+    '1 action',
+  ]);
   const trained = token_ids.filter((_, index) => mask[index] === 1);
   expect(t.decode(trained)).toBe(`${action}<|im_end|><think>I know.</think>\n<answer>MIT</answer><|im_end|>`);
 });
@@ -92,7 +102,10 @@ test('a recorded rollout, whose ids no text would give, renders to its own ids a
   const rollout = renderTrajectory(t, {
     question: 'q',
     tools,
-    turns: [{ action: [30, 31, 32, 33, 34, IM_END], observation: renderObservation(t, 'x') }, ...recordedTurns(first).slice(1)],
+    turns: [
+      { action: [30, 31, 32, 33, 34, IM_END], observation: renderObservation(t, 'x') },
+      ...recordedTurns(first).slice(1),
+    ],
   });
   const again = renderTrajectory(t, { question: 'q', tools, turns: recordedTurns(rollout) });
   expect(again).toEqual(rollout);
@@ -118,7 +131,9 @@ describe('a thinking model', () => {
   test('finds <think> already written by the generation prompt, as one id', () => {
     expect(thinking.family).toBe('qwen3_thinking');
     const prompt = renderPrompt(thinking, { question: 'q', tools });
-    expect(thinking.decode(prompt.slice(-3))).toBe('assistant\n<think>\n'.slice(-thinking.decode(prompt.slice(-3)).length));
+    expect(thinking.decode(prompt.slice(-3))).toBe(
+      'assistant\n<think>\n'.slice(-thinking.decode(prompt.slice(-3)).length),
+    );
     expect(prompt).toContain(49152);
   });
   test('writes its demonstrations without the tag the prompt has written', () => {

@@ -36,7 +36,8 @@ describe('exact match', () => {
     expect(isExactMatch('ms, chalk', ref('zod, chalk, ms'))).toBe(false);
     expect(isExactMatch('ms, chalk, zod, yaml', ref('zod, chalk, ms'))).toBe(false);
   });
-  test('a name with "and" in it still equals itself', () => expect(isExactMatch('Crosby and Nash', ref('Crosby and Nash'))).toBe(true));
+  test('a name with "and" in it still equals itself', () =>
+    expect(isExactMatch('Crosby and Nash', ref('Crosby and Nash'))).toBe(true));
   test('an empty answer is wrong, even for an empty reference', () => expect(isExactMatch('', ref(''))).toBe(false));
   test('thousands are not an enumeration', () => expect(listItems('12,000')).toBeUndefined());
 });
@@ -60,20 +61,31 @@ describe('reward', () => {
 
   test('a malformed turn gets the penalty, the others have no position', () => {
     const turns = [turn(false, 'x'), turn(true, 'error'), turn(false)];
-    expect(reward(score('MIT', turns, ref('MIT')), turns, 'answer', rule)).toEqual({ outcome: 1, turns: [null, -1, null] });
+    expect(reward(score('MIT', turns, ref('MIT')), turns, 'answer', rule)).toEqual({
+      outcome: 1,
+      turns: [null, -1, null],
+    });
   });
   test('a malformed last turn overrides the outcome', () => {
     const turns = [turn(false), turn(true)];
-    expect(reward(score(null, turns, ref('MIT')), turns, 'max_turns', rule)).toEqual({ outcome: -1, turns: [null, null] });
+    expect(reward(score(null, turns, ref('MIT')), turns, 'max_turns', rule)).toEqual({
+      outcome: -1,
+      turns: [null, null],
+    });
   });
   test('without a penalty a malformed trajectory is just wrong, and its score says it was malformed', () => {
     const turns = [turn(true), turn(true)];
     const graded = score(null, turns, ref('MIT'));
     expect(graded).toMatchObject({ exact_match: 0, format_valid: false });
-    expect(reward(graded, turns, 'context', { ...rule, format_penalty: 0 })).toEqual({ outcome: 0, turns: [null, null] });
+    expect(reward(graded, turns, 'context', { ...rule, format_penalty: 0 })).toEqual({
+      outcome: 0,
+      turns: [null, null],
+    });
   });
   test('F1 pays for a part', () => {
     const turns = [turn(false)];
-    expect(reward(score('MIT License', turns, ref('MIT')), turns, 'answer', { outcome: 'f1', format_penalty: 1 }).outcome).toBeCloseTo(2 / 3, 12);
+    expect(
+      reward(score('MIT License', turns, ref('MIT')), turns, 'answer', { outcome: 'f1', format_penalty: 1 }).outcome,
+    ).toBeCloseTo(2 / 3, 12);
   });
 });

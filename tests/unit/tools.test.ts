@@ -22,7 +22,10 @@ class SmallWorld implements World {
     this.asked.push(options);
     const denied = options.denyUrls ?? [];
     const results = pages.filter(({ url }) => !denied.includes(url)).slice(0, options.limit);
-    return { results: results.map(({ url, title, text }) => ({ url, title, snippet: text, score: 1 })), denied: denied.length };
+    return {
+      results: results.map(({ url, title, text }) => ({ url, title, snippet: text, score: 1 })),
+      denied: denied.length,
+    };
   }
   async visit(urls: readonly string[]) {
     return urls.map((url) => {
@@ -63,12 +66,19 @@ test('what a page says cannot close its block', async () => {
 
 test('a page that is not there is an error for the agent; beside one that is, it is a remark', async () => {
   expect(await run('visit', { url: ['npm:nope'], goal: 'x' })).toMatchObject({ status: 'tool_error', urls: [] });
-  expect(await run('visit', { url: ['npm:nope', 'npm:zod'], goal: 'x' })).toMatchObject({ status: 'ok', urls: ['npm:zod'] });
+  expect(await run('visit', { url: ['npm:nope', 'npm:zod'], goal: 'x' })).toMatchObject({
+    status: 'ok',
+    urls: ['npm:zod'],
+  });
 });
 
 test('the leak guard is passed on and its hits are counted', async () => {
   const world = new SmallWorld();
-  const result = await runTool(world, { tool: 'search', args: { query: ['x'] } }, { tokenizer, observationTokens: 200, searchResults: 3, denyUrls: ['npm:zod'] });
+  const result = await runTool(
+    world,
+    { tool: 'search', args: { query: ['x'] } },
+    { tokenizer, observationTokens: 200, searchResults: 3, denyUrls: ['npm:zod'] },
+  );
   expect(result).toMatchObject({ denied: 1, urls: ['npm:ms', 'npm:evil'] });
 });
 
@@ -103,5 +113,7 @@ test('an outage of the world throws: it is never "no results"', async () => {
   const world = new SmallWorld();
   world.search = () => Promise.reject(new Error('connect ECONNREFUSED'));
   const call = { tool: 'search', args: { query: ['x'] } };
-  await expect(runTool(world, call, { tokenizer, observationTokens: 100, searchResults: 3 })).rejects.toThrow('ECONNREFUSED');
+  await expect(runTool(world, call, { tokenizer, observationTokens: 100, searchResults: 3 })).rejects.toThrow(
+    'ECONNREFUSED',
+  );
 });
