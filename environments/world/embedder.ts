@@ -69,12 +69,17 @@ interface Child {
   process: ChildProcess;
   ready: boolean;
   batch: Batch | null;
+  /** Runs while the child has nothing to do. */
+  idle: NodeJS.Timeout | null;
 }
 
 // On one thread a bigger batch is no faster and only pads more, and a query waits for the batch before it.
 const BATCH_CHARACTERS = 2400;
 const BATCH_TEXTS = 16;
 const MAX_DEATHS = 3;
+// A child holds 200 MB: the others go soon, the last one when nobody has asked for a while.
+const IDLE_MS = 30_000;
+const LAST_IDLE_MS = 600_000;
 
 /**
  * Child processes that embed. Texts of one call are sorted by length and cut into small batches, so that little is
@@ -164,7 +169,7 @@ class EmbedderPool implements Embedder {
       execArgv: [],
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
     });
-    const child: Child = { process, ready: false, batch: null };
+    const child: Child = { process, ready: false, batch: null, idle: null };
     this.#children.add(child);
     process.on('message', (message: ChildMessage) => this.#onMessage(child, message));
     process.on('error', () => this.#onExit(child));
@@ -197,6 +202,7 @@ class EmbedderPool implements Embedder {
   }
 
   #onExit(child: Child): void {
+    if (child.idle) clearTimeout(child.idle);
     if (!this.#children.delete(child) || this.#closed) {
       if (child.batch) rejectAll(child.batch, new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, 'the embedder was closed'));
       return;
@@ -222,16 +228,28 @@ class EmbedderPool implements Embedder {
     this.#waiting.index = [];
   }
 
-  /** An idle child keeps no one from exiting; one at work does. */
+  /** An idle child keeps no one from exiting, and ends after a while; one at work does neither. */
   #letGoWhenIdle(child: Child): void {
     const isIdle = child.ready && child.batch === null;
+    if (child.idle) clearTimeout(child.idle);
+    child.idle = null;
     if (isIdle) {
+      child.idle = setTimeout(() => this.#retire(child), IDLE_MS).unref();
       child.process.unref();
       child.process.channel?.unref();
     } else {
       child.process.ref();
       child.process.channel?.ref();
     }
+  }
+
+  #retire(child: Child, isLast = false): void {
+    if (this.#children.size === 1 && !isLast) {
+      child.idle = setTimeout(() => this.#retire(child, true), LAST_IDLE_MS).unref();
+      return;
+    }
+    this.#children.delete(child);
+    void endChild(child);
   }
 }
 

@@ -6,7 +6,7 @@ import { ExpError } from '../../schemas/errors.ts';
 import type { IndexParameters } from '../../schemas/node-parameters.ts';
 import { analyze } from './analyzer.ts';
 import { chunkWithTitle } from './chunker.ts';
-import { milvusCall } from './milvus.ts';
+import { milvusCall, TIMEOUT_MS } from './milvus.ts';
 
 /** One row of the index, before Milvus adds its BM25 vector. */
 export interface IndexedChunk {
@@ -122,7 +122,8 @@ export class ChunkIndex {
       dense: Array.from(dense),
       ...(sparse === 'bm25' && { terms: cutBytes(analyze(chunkWithTitle(title, text)).join(' '), MAX_VARCHAR) }),
     }));
-    await milvusCall('upsert', this.#milvus.upsert({ collection_name: this.collection, data }));
+    // Without a limit of its own the SDK would wait a day for a write.
+    await milvusCall('upsert', this.#milvus.upsert({ collection_name: this.collection, data, timeout: TIMEOUT_MS }));
   }
 
   async flush(): Promise<void> {

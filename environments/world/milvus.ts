@@ -6,7 +6,7 @@ export interface MilvusAddress {
   token?: string;
 }
 
-const TIMEOUT_MS = 60_000;
+export const TIMEOUT_MS = 60_000;
 // Python's gRPC server (Milvus Lite) cuts off a client that pings an idle connection more than every five minutes; the
 // SDK pings every ten seconds. Calls have deadlines, so a dead connection is noticed without pings.
 const CHANNEL = { 'grpc.keepalive_time_ms': 600_000, 'grpc.keepalive_permit_without_calls': 0 };
@@ -20,6 +20,7 @@ export function connectMilvus({ address, token }: MilvusAddress): MilvusClient {
     maxRetries: 3,
     retryDelay: 100,
     channelOptions: CHANNEL,
+    logLevel: 'error',
   });
   // The constructor dials at once; without a listener a refused connection ends the process.
   client.connectPromise.catch(() => undefined);
