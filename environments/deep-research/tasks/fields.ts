@@ -68,12 +68,14 @@ export function readField(text: string, field: Field): FieldValue | null {
   return { text: value, items: null, count: /^\d+$/.test(value) ? Number(value) : null };
 }
 
+/** Ends a list of which the page shows only the beginning. */
+const CUT = ', …';
+
 function listValue(value: string, count: number): FieldValue {
   if (count === 0) return { text: '', items: [], count };
-  const items = value.split(', ').map((item) => item.replace(/^\[([^\]]+)\]\([^)]*\)$/, '$1'));
-  return items.length === count
-    ? { text: items.join(', '), items, count }
-    : { text: items.join(', '), items: null, count };
+  const isWhole = !value.endsWith(CUT);
+  const items = (isWhole ? value : value.slice(0, -CUT.length)).split(', ').map((item) => item.replace(/^\[([^\]]+)\]\([^)]*\)$/, '$1'));
+  return { text: items.join(', '), items: isWhole ? items : null, count };
 }
 
 /** The same value from the facts stored beside a page, in which lists are whole. */
@@ -86,5 +88,5 @@ export function storedField(facts: Readonly<Record<string, unknown>>, field: Fie
 
 /** A page may show only the beginning of a list that is stored whole; nothing else may differ. */
 export function agrees(onPage: FieldValue, stored: FieldValue): boolean {
-  return onPage.count === stored.count && (onPage.items === null ? stored.text.startsWith(onPage.text.replace(/, …$/, '')) : onPage.text === stored.text);
+  return onPage.count === stored.count && (onPage.items === null ? stored.text.startsWith(onPage.text) : onPage.text === stored.text);
 }
