@@ -111,7 +111,7 @@ async function storageErrors<T>(home: string, work: () => Promise<T>): Promise<T
       throw new ExpError(
         'STORAGE_FULL',
         home,
-        'the file system is full; free some space (exp doctor shows how much is used where) and try again',
+        'the file system is full; free some space (exp doctor shows how much there is) and try again',
         { cause: error },
       );
     }
