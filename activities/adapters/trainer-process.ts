@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
-import { closeSync, mkdirSync, openSync, readFileSync, unlinkSync } from 'node:fs';
+import { chmodSync, closeSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, unlinkSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
@@ -8,12 +8,14 @@ import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExpError } from '../../schemas/errors.ts';
 
-/** Names one process for good: pids come again, start times with them do not. */
+/** Names one process for good: within a boot, pids come again and start times with them do not. */
 export interface TrainerLease {
   pid: number;
   /** Clock ticks after boot, as /proc/<pid>/stat says. */
   startTime: string;
   socket: string;
+  /** The kernel's id of this boot. */
+  boot: string;
 }
 
 export interface TrainerState {
@@ -22,7 +24,90 @@ export interface TrainerState {
   step: number;
   busy: boolean;
   phase: string;
+  /** Rises only when work was done: a layer, a chunk, a file. */
   progress: number;
+}
+
+/** All the trainer is told of an algorithm. */
+export interface LossSpec {
+  kind: 'cross_entropy' | 'policy_gradient';
+  aggregation?: 'token_mean' | 'seq_mean_token_mean' | 'seq_mean_token_sum';
+  clip?: { low: number; high: number; dual?: number };
+  /** Towards the base without this stage's adapter. */
+  kl?: { coefficient: number; estimator?: 'k1' | 'k2' | 'k3' };
+  importance?: { level: 'token' | 'sequence'; truncate?: number; veto?: number };
+  entropy?: number;
+}
+
+export interface OpenParams {
+  stage_key: string;
+  /** Hugging Face directory. */
+  base_dir: string;
+  /** Adapter files merged onto the base in fp32, oldest first, before the stage starts its own. */
+  parents?: string[];
+  /** Null trains all weights. */
+  adapter: { lora_rank: number; lora_alpha?: number; lora_dropout?: number; target?: string | string[] } | null;
+  resume_dir?: string;
+  optimizer: {
+    learning_rate: number;
+    schedule?: 'constant' | 'cosine' | 'linear';
+    warmup?: number;
+    total_steps?: number;
+    weight_decay?: number;
+    betas?: [number, number];
+    max_grad_norm?: number;
+  };
+  /** Of the base weights; `auto` is bfloat16 where the hardware multiplies it. Adapters and optimizer are fp32. */
+  dtype: 'float32' | 'bfloat16' | 'auto';
+  threads: number;
+  deterministic: boolean;
+  seed: number;
+  /** Absent: for micro-batches of more than 2,048 tokens. */
+  activation_checkpointing?: boolean;
+}
+
+export interface OpenResult {
+  step: number;
+  parameters: number;
+  trainable_parameters: number;
+  dtype: string;
+  device: string;
+  threads: number;
+  torch: string;
+  python: string;
+}
+
+export interface StepResult {
+  step: number;
+  /** The step was taken before; these are its recorded metrics. */
+  repeated: boolean;
+  metrics: Record<string, number>;
+}
+
+/** The wire, method by method. Batches and weights go as paths, never over the socket. */
+export interface TrainerMethods {
+  ping: { params: object; result: TrainerState };
+  open: { params: OpenParams; result: OpenResult };
+  step: {
+    params: { step_id: string; step: number; batch: string; loss: LossSpec | object; micro_batch_tokens?: number };
+    result: StepResult;
+  };
+  score: {
+    params: { batch: string; out: string; temperature: number; micro_batch_tokens?: number };
+    result: { sequences: number; tokens: number };
+  };
+  save: { params: { dir: string }; result: { step: number; files: Record<string, string> } };
+  export: { params: { dir: string; export_dtype: 'bfloat16' | 'float32' }; result: { step: number; bytes: number } };
+  close: { params: object; result: object };
+}
+
+export interface CallOptions {
+  /** Stops the waiting, not the work: asking again with the same step_id finds its result. */
+  signal?: AbortSignal;
+  /** While waiting, each time the trainer answers a ping; `moved` says whether work was done since the last time. */
+  onPing?: (state: TrainerState, moved: boolean) => void;
+  /** Every 2 s when absent. */
+  pingEveryMs?: number;
 }
 
 export interface StartTrainerOptions {
@@ -30,19 +115,23 @@ export interface StartTrainerOptions {
   /** Folder with the Python package `exp_trainer`. */
   packageDir: string;
   logDir: string;
-  /** Part of the log file's and the socket's name. */
+  /** Part of the socket's name. */
   name: string;
 }
 
 const START_MS = 60_000;
-const PING_MS = 5_000;
+/** Importing torch on a busy machine blocks the interpreter for seconds; a process that is gone is noticed at once. */
+const PING_MS = 15_000;
 const END_MS = 10_000;
 
 /** Start a trainer in a session of its own, so that it outlives a worker that restarts. */
-export async function startTrainer(options: StartTrainerOptions): Promise<{ lease: TrainerLease; client: TrainerClient }> {
-  const socket = join(socketFolder(), `${options.name}-${randomUUID().slice(0, 8)}.sock`);
+export async function startTrainer(
+  options: StartTrainerOptions,
+): Promise<{ lease: TrainerLease; client: TrainerClient }> {
+  const socket = join(socketFolder(), `${options.name.slice(0, 24)}-${randomUUID().slice(0, 8)}.sock`);
+  const logFile = join(options.logDir, 'trainer.log');
   mkdirSync(options.logDir, { recursive: true });
-  const log = openSync(join(options.logDir, 'trainer.log'), 'a');
+  const log = openSync(logFile, 'a');
   const child = spawn(options.python, ['-m', 'exp_trainer.server', '--socket', socket], {
     detached: true,
     stdio: ['ignore', log, log],
@@ -51,36 +140,46 @@ export async function startTrainer(options: StartTrainerOptions): Promise<{ leas
   closeSync(log);
   const pid = await pidOf(child);
   child.unref();
-  const lease = { pid, startTime: startTimeOf(pid) ?? '', socket };
+  const lease = { pid, startTime: readStat(pid)?.startTime ?? '', socket, boot: bootId() };
   for (const deadline = Date.now() + START_MS; Date.now() < deadline && isRunning(lease); await delay(100)) {
     const client = await answering(socket);
     if (client) return { lease, client };
   }
   await endProcessGroup(lease.pid, lease.startTime);
-  throw new ExpError('TRAINER_LOST', socket, `the trainer did not start; see ${join(options.logDir, 'trainer.log')}`);
+  throw new ExpError('TRAINER_LOST', socket, `the trainer did not start; see ${logFile}`);
 }
 
 /** Attach to the process a lease names, if it still runs and answers. */
 export async function adoptTrainer(lease: TrainerLease): Promise<TrainerClient | null> {
-  return isRunning(lease) ? answering(lease.socket) : null;
+  if (isRunning(lease)) return answering(lease.socket);
+  try {
+    unlinkSync(lease.socket);
+  } catch {
+    // it removed its socket itself
+  }
+  return null;
 }
 
-/** End a process and everything in its group; returns when /proc shows it gone. Zombies count as gone. */
+/**
+ * End a process and everything in its group; returns when /proc shows none of it. Zombies count as gone.
+ * Does nothing to a stranger who has the pid by now. Throws when something outlives SIGKILL.
+ */
 export async function endProcessGroup(pid: number, startTime: string): Promise<void> {
   for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-    if (startTimeOf(pid) !== startTime) return;
+    if (!groupLives(pid, startTime)) return;
     try {
       process.kill(-pid, signal);
     } catch {
       return; // gone between the look and the signal
     }
     for (const deadline = Date.now() + END_MS; Date.now() < deadline; await delay(50)) {
-      if (startTimeOf(pid) !== startTime) return;
+      if (!groupLives(pid, startTime)) return;
     }
   }
+  throw new ExpError('TRAINER_LOST', `process group ${pid}`, 'it outlives SIGKILL');
 }
 
-/** Talks to one trainer: newline-delimited JSON, answers matched by id. Batches go as paths, never over the socket. */
+/** Talks to one trainer: newline-delimited JSON, answers matched by id. */
 export class TrainerClient {
   readonly #socket: Socket;
   readonly #waiting = new Map<string, { resolve(result: unknown): void; reject(error: Error): void }>();
@@ -88,26 +187,43 @@ export class TrainerClient {
 
   constructor(socket: Socket) {
     this.#socket = socket;
+    socket.unref();
     createInterface({ input: socket }).on('line', (line) => this.#answer(line));
     socket.on('error', () => this.#lost());
     socket.on('close', () => this.#lost());
   }
 
   /** Throws ExpError: the trainer's own code, or TRAINER_LOST when the process is gone. */
-  async call<T = unknown>(method: string, params: object): Promise<T> {
+  async call<M extends keyof TrainerMethods>(
+    method: M,
+    params: TrainerMethods[M]['params'],
+    { signal, onPing, pingEveryMs = 2_000 }: CallOptions = {},
+  ): Promise<TrainerMethods[M]['result']> {
+    signal?.throwIfAborted();
     if (!this.#open) throw lost();
+    const pinging = onPing && this.#pingEvery(pingEveryMs, onPing);
     const id = randomUUID();
-    return new Promise<T>((resolve, reject) => {
-      this.#waiting.set(id, { resolve: resolve as (result: unknown) => void, reject });
-      this.#socket.write(`${JSON.stringify({ id, method, params })}\n`);
-    });
+    const stopWaiting = (): void => this.#waiting.get(id)?.reject(signal?.reason as Error);
+    signal?.addEventListener('abort', stopWaiting);
+    try {
+      return await new Promise<TrainerMethods[M]['result']>((resolve, reject) => {
+        this.#waiting.set(id, { resolve: resolve as (result: unknown) => void, reject });
+        this.#socket.ref();
+        this.#socket.write(`${JSON.stringify({ id, method, params })}\n`);
+      });
+    } finally {
+      clearInterval(pinging);
+      signal?.removeEventListener('abort', stopWaiting);
+      this.#forget(id);
+    }
   }
 
   /** Answered at once, also while a step runs. */
   async ping(): Promise<TrainerState> {
-    const answer = this.call<TrainerState>('ping', {});
-    answer.catch(() => undefined); // when the deadline wins, a later rejection has no listener
-    return Promise.race([answer, delay(PING_MS, undefined, { ref: false }).then(() => Promise.reject(lost()))]);
+    const limit = AbortSignal.timeout(PING_MS);
+    return this.call('ping', {}, { signal: limit }).catch((error: unknown) => {
+      throw limit.aborted ? lost() : error;
+    });
   }
 
   isAlive(): Promise<boolean> {
@@ -117,18 +233,43 @@ export class TrainerClient {
     );
   }
 
+  /** Leave the trainer; what it does goes on. */
+  disconnect(): void {
+    this.#socket.destroy();
+  }
+
+  #pingEvery(intervalMs: number, onPing: NonNullable<CallOptions['onPing']>): NodeJS.Timeout {
+    let last: number | undefined;
+    return setInterval(() => {
+      this.ping().then(
+        (state) => {
+          onPing(state, state.progress !== last);
+          last = state.progress;
+        },
+        () => undefined, // no answer, nothing to tell; the call itself fails when the process is gone
+      );
+    }, intervalMs);
+  }
+
   #answer(line: string): void {
-    const { id, result, error } = JSON.parse(line) as { id: string; result?: unknown; error?: { code: string; message: string } };
+    const { id, result, error } = JSON.parse(line) as {
+      id: string;
+      result?: unknown;
+      error?: { code: string; message: string };
+    };
     const waiting = this.#waiting.get(id);
-    this.#waiting.delete(id);
     if (error) waiting?.reject(new ExpError(error.code, 'trainer', error.message));
     else waiting?.resolve(result);
+  }
+
+  #forget(id: string): void {
+    this.#waiting.delete(id);
+    if (this.#waiting.size === 0) this.#socket.unref();
   }
 
   #lost(): void {
     this.#open = false;
     for (const { reject } of this.#waiting.values()) reject(lost());
-    this.#waiting.clear();
   }
 }
 
@@ -141,10 +282,9 @@ async function answering(path: string): Promise<TrainerClient | null> {
     dialling.once('error', () => resolve(null));
   });
   if (!socket) return null;
-  socket.unref();
   const client = new TrainerClient(socket);
   if (await client.isAlive()) return client;
-  socket.destroy();
+  client.disconnect();
   return null;
 }
 
@@ -158,27 +298,38 @@ async function pidOf(child: ChildProcess): Promise<number> {
 
 /** A folder of this user alone, with a path short enough for a Unix socket (108 bytes). */
 function socketFolder(): string {
-  const folder = join(tmpdir(), `exp-trainer-${userInfo().uid}`);
+  const { uid } = userInfo();
+  const base = tmpdir().length > 40 ? '/tmp' : tmpdir();
+  const folder = join(base, `exp-trainer-${uid}`);
   mkdirSync(folder, { recursive: true, mode: 0o700 });
+  // In a shared /tmp the name could have been taken by somebody else.
+  const found = lstatSync(folder);
+  if (!found.isDirectory() || found.uid !== uid) throw new ExpError('TRAINER_LOST', folder, 'belongs to another user');
+  chmodSync(folder, 0o700);
   return folder;
 }
 
-function isRunning({ pid, startTime, socket }: TrainerLease): boolean {
-  if (startTimeOf(pid) === startTime) return true;
-  try {
-    unlinkSync(socket);
-  } catch {
-    // it removed its socket itself
-  }
-  return false;
+function isRunning({ pid, startTime, boot }: TrainerLease): boolean {
+  return boot === bootId() && readStat(pid)?.startTime === startTime;
 }
 
+/** The leader with its start time, or, when the leader is gone, members it left: their group's number is not reused. */
+function groupLives(pid: number, startTime: string): boolean {
+  const leader = readStat(pid);
+  if (leader) return leader.startTime === startTime;
+  return readdirSync('/proc').some((name) => /^\d+$/.test(name) && readStat(Number(name))?.group === pid);
+}
+
+const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+
 /** Undefined for a process that is gone, or only a zombie. */
-function startTimeOf(pid: number): string | undefined {
+function readStat(pid: number): { group: number; startTime: string } | undefined {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    // The name in parentheses may hold spaces and parentheses.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    return fields[0] === 'Z' || fields[0] === 'X' ? undefined : fields[19];
+    if (fields[0] === 'Z' || fields[0] === 'X') return undefined;
+    return { group: Number(fields[2]), startTime: fields[19] ?? '' };
   } catch {
     return undefined;
   }

@@ -47,10 +47,13 @@ class Trainer:
 
     def call(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Run one computing method; any failure becomes a TrainerError."""
+        started = time.monotonic()
         try:
             if method not in self._methods:
                 raise TrainerError("UNKNOWN_METHOD", f"no method {method!r}")
-            return self._methods[method](params)
+            result = self._methods[method](params)
+            _log(f"{method} {json.dumps(result, default=str)} in {time.monotonic() - started:.1f} s")
+            return result
         except KeyError as error:
             traceback.print_exc()
             raise TrainerError("BAD_REQUEST", f"{method}: no parameter {error}") from error
@@ -120,8 +123,10 @@ class Server:
                 task = asyncio.create_task(self._answer(line, writer))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+        except asyncio.CancelledError:
+            pass  # the server ends; asyncio would print a traceback for each client
         except (ConnectionError, ValueError) as error:  # gone, or a line beyond the limit
-            print(f"connection ended: {error}", file=sys.stderr, flush=True)
+            _log(f"connection ended: {error}")
         finally:
             writer.close()
 
@@ -162,8 +167,12 @@ class Server:
         while True:
             await asyncio.sleep(min(5.0, self._idle_exit_seconds / 2))
             if self._pending == 0 and time.monotonic() - self._last_heard > self._idle_exit_seconds:
-                print("no message for a long time: exiting", file=sys.stderr, flush=True)
+                _log("no message for a long time: exiting")
                 self._done.set()
+
+
+def _log(line: str) -> None:
+    print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), os.getpid(), line, file=sys.stderr, flush=True)
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -185,6 +194,7 @@ def main() -> None:
     parser.add_argument("--idle-exit-seconds", type=float, default=900.0)
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     asyncio.run(_run(arguments.socket, arguments.idle_exit_seconds))
     os._exit(0)  # a computing thread cannot be interrupted and must not delay the end
