@@ -67,7 +67,8 @@ export async function openDependencies() {
     connection,
     namespace,
     verifyLive,
-    trainer: { export_dtype: 'bfloat16', threads: availableParallelism(), micro_batch_tokens: 4096 } as const satisfies TrainStageDeps['trainer'],
+    // Half of the cores: the engine has the other half. Two programs whose threads wait for each other on the same cores crawl.
+    trainer: { export_dtype: 'bfloat16', threads: Math.max(1, Math.floor(availableParallelism() / 2)), micro_batch_tokens: 4096 } as const satisfies TrainStageDeps['trainer'],
     madeWith: { commit: process.env['EXP_BUILD'] ?? 'unknown', host: hostname(), device: 'cpu' },
     client,
     pool,
