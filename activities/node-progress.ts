@@ -39,9 +39,14 @@ export class NodeProgress {
     );
   };
 
-  /** Record points of a curve. The first write of a (name, step) fixes value and timestamp, so a retry repeats it. */
+  /**
+   * Record points of a curve. The first write of a (name, step) fixes value and timestamp, so a retry repeats it.
+   * What is no number is recorded as such: a 1 under `<name>_nan_count`.
+   */
   async record(key: string, step: number, values: Record<string, number>): Promise<void> {
-    const entries = Object.entries(values).filter(([, value]) => Number.isFinite(value));
+    const entries = Object.entries(values).map(([name, value]) =>
+      Number.isFinite(value) ? ([name, value] as const) : ([`${name}_nan_count`, 1] as const),
+    );
     await this.#pool.query(
       `insert into node_metrics (key, name, step, value, timestamp_ms)
        select $1, name, $2, value, $5 from unnest($3::text[], $4::float8[]) as point (name, value)
