@@ -174,8 +174,7 @@ async function diskFinding(path: string): Promise<Finding> {
   const { bavail, blocks, bsize, ffree, files } = await statfs(path);
   const free = bavail * bsize;
   const size = `${(free / GIB).toFixed(1)} of ${((blocks * bsize) / GIB).toFixed(1)} GiB free`;
-  const remedy =
-    'free some space there, or move the data: set EXP_HOME to a folder on a larger file system';
+  const remedy = 'free some space there, or move the data: set EXP_HOME to a folder on a larger file system';
   if (free < 16 * 2 ** 20)
     return problem('STORAGE_FULL', path, `the file system is full (${Math.floor(free / 2 ** 20)} MiB free)`, remedy);
   if (files > 0 && ffree < 1000) return problem('STORAGE_FULL', path, 'the file system has no inodes left', remedy);
