@@ -38,21 +38,43 @@ let store: ArtifactStore;
 let engines: EnginePool;
 let tokenizer: Tokenizer;
 let base: Checkpoint;
-/** The same architecture with other weights. */
+/** The same architecture with other weights in every layer, but not in the embedding. */
 let other: Checkpoint;
+/** Other weights everywhere. */
+let whole: Checkpoint;
 
 const checkpointOf = (model: string, adapters: string[]): Checkpoint => {
   const model_sha256 = contentKey(model);
   return { digest: contentKey({ model_sha256, adapters }), model, model_sha256, adapters };
 };
 
-async function tinyPolicy(name: string, seed: number, shape = 'llama'): Promise<string> {
+async function tinyPolicy(name: string, seed: number): Promise<string> {
   const out = join(folder, name);
   const script = join(repoRoot(), 'trainer/tests/tiny_policy.py');
   const tokenizerDir = join(modelsDir(), 'smollm2-135m-instruct');
-  const args = [script, '--tokenizer', tokenizerDir, '--out', out, '--shape', shape, '--seed', String(seed)];
+  const args = [script, '--tokenizer', tokenizerDir, '--out', out, '--shape', 'llama', '--seed', String(seed)];
   await promisify(execFile)(python(), args, { cwd: join(repoRoot(), 'trainer') });
   return out;
+}
+
+/** A safetensors file less its embedding: 8 bytes of header length, the header as JSON, the tensors. */
+function withoutEmbedding(file: Buffer): Buffer {
+  const end = 8 + Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.subarray(8, end).toString()) as Record<string, { data_offsets: [number, number] }>;
+  const kept: typeof header = {};
+  const tensors: Buffer[] = [];
+  let offset = 0;
+  for (const [name, tensor] of Object.entries(header)) {
+    if (name === '__metadata__' || name.includes('embed_tokens')) continue;
+    const [from, to] = tensor.data_offsets;
+    tensors.push(file.subarray(end + from, end + to));
+    kept[name] = { ...tensor, data_offsets: [offset, offset + to - from] };
+    offset += to - from;
+  }
+  const text = Buffer.from(JSON.stringify(kept));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(text.length));
+  return Buffer.concat([length, text, ...tensors]);
 }
 
 function mergedWeights(): MergedWeights {
@@ -69,7 +91,6 @@ function mergedWeights(): MergedWeights {
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'engine-test-'));
   const [tiny, second] = [await tinyPolicy('tiny', 0), await tinyPolicy('tiny-1', 1)];
-  await tinyPolicy('stranger', 0, 'qwen3');
   const profile = loadProfile('local', join(repoRoot(), 'profiles'));
   profile.registries.models['tiny'] = { path: tiny, format: 'safetensors', licence: 'Apache-2.0' } as never;
   Object.assign(profile.embedded?.engine ?? {}, { model: 'tiny', kv_cache_gib: 1, max_model_len: 2048 });
@@ -80,7 +101,9 @@ beforeAll(async () => {
   engines = new EnginePool({ pool, engines: stack.connections.engines, merged: mergedWeights() });
   tokenizer = await loadTokenizer(tiny);
   base = checkpointOf('tiny', []);
-  other = checkpointOf('tiny', [await store.putBlob(join(second, 'model.safetensors'))]);
+  const weights = await readFile(join(second, 'model.safetensors'));
+  other = checkpointOf('tiny', [await store.putBlob(withoutEmbedding(weights))]);
+  whole = checkpointOf('tiny', [await store.putBlob(weights)]);
 }, STARTING);
 
 afterAll(async () => {
@@ -167,9 +190,27 @@ describe('an engine lease', () => {
     await engines.release('b');
   });
 
-  test('of another architecture is refused before it could end the engine', async () => {
-    await expect(engines.acquire(checkpointOf('stranger', []), 'a')).rejects.toMatchObject({ code: 'ENGINE_MODEL' });
+  test('is not given when the engine cannot take the weights: vLLM on CPU keeps a tied output layer', async () => {
+    await expect(engines.acquire(whole, 'a')).rejects.toMatchObject({ code: 'ENGINE_PROBE' });
     expect((await resource()).holder).toBeNull();
+  });
+
+  test('of another architecture is refused before it could end the engine', async () => {
+    const stranger = join(folder, 'stranger');
+    await cp(await mergedWeights().directory(base), stranger, { recursive: true });
+    const config = JSON.parse(await readFile(join(stranger, 'config.json'), 'utf8')) as { num_hidden_layers: number };
+    await writeFile(
+      join(stranger, 'config.json'),
+      JSON.stringify({ ...config, num_hidden_layers: config.num_hidden_layers + 1 }),
+    );
+    const strict = new EnginePool({
+      pool,
+      engines: stack.connections.engines,
+      merged: { directory: async () => stranger },
+    });
+    await expect(strict.acquire(checkpointOf('stranger', []), 'a')).rejects.toMatchObject({ code: 'ENGINE_MODEL' });
+    expect((await resource()).holder).toBeNull();
+    await strict.close();
   });
 
   test('is not given when the weights do not answer as they should', async () => {

@@ -1,11 +1,18 @@
-import { mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { expect, test } from 'vitest';
+import { afterAll, expect, test } from 'vitest';
 import { batchColumns, readParquet, trajectoryColumns, writeParquet } from '../../activities/adapters/parquet.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
 
-const folder = () => mkdtemp(path.join(tmpdir(), "exp-parquet-it's-"));
+const folders: string[] = [];
+/** With an apostrophe, as a home directory may have one. */
+async function folder(): Promise<string> {
+  const made = await mkdtemp(path.join(tmpdir(), "exp-parquet-it's-"));
+  folders.push(made);
+  return made;
+}
+afterAll(() => Promise.all(folders.map((made) => rm(made, { recursive: true, force: true }))));
 
 const trajectory = (index: number): Trajectory => ({
   trajectory_id: `tr-${index}`,
@@ -61,7 +68,7 @@ test('trajectories come back as they were written, in order', async () => {
   const read: Trajectory[] = [];
   for await (const row of readParquet<Trajectory>(file)) read.push(row);
   expect(read).toEqual(rows);
-});
+}, 120_000);
 
 test('selected columns only, from an async source', async () => {
   const file = path.join(await folder(), 'batch.parquet');
@@ -108,7 +115,7 @@ test('a trajectory of 260,000 tokens fits', async () => {
   };
   await writeParquet(file, [long], trajectoryColumns);
   for await (const row of readParquet<Trajectory>(file, ['token_ids'])) expect(row.token_ids).toHaveLength(tokens);
-});
+}, 120_000);
 
 test('a source that fails leaves no file behind', async () => {
   const dir = await folder();

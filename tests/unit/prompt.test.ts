@@ -1,7 +1,7 @@
-import { mkdtemp, readFile, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   escapeText,
   loadTokenizer,
@@ -17,6 +17,13 @@ import { modelsDir } from '../../services/home.ts';
 
 const MODEL = path.join(modelsDir(), 'smollm2-135m-instruct');
 const tools = ['search', 'visit'] as const;
+const folders: string[] = [];
+async function folder(): Promise<string> {
+  const made = await mkdtemp(path.join(tmpdir(), 'exp-tokenizer-'));
+  folders.push(made);
+  return made;
+}
+afterAll(() => Promise.all(folders.map((made) => rm(made, { recursive: true, force: true }))));
 const IM_START = 1;
 const IM_END = 2;
 let t: Tokenizer;
@@ -119,7 +126,7 @@ test('an action that was cut is closed by an untrained stop token', () => {
 describe('a thinking model', () => {
   let thinking: Tokenizer;
   beforeAll(async () => {
-    const dir = await mkdtemp(path.join(tmpdir(), 'exp-tokenizer-'));
+    const dir = await folder();
     const json = JSON.parse(await readFile(path.join(MODEL, 'tokenizer.json'), 'utf8'));
     const tag = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: false };
     json.added_tokens.push({ ...tag, id: 49152, content: '<think>' }, { ...tag, id: 49153, content: '</think>' });
@@ -145,7 +152,7 @@ describe('a thinking model', () => {
 });
 
 test('a model without ChatML tokens is refused', async () => {
-  const dir = await mkdtemp(path.join(tmpdir(), 'exp-tokenizer-'));
+  const dir = await folder();
   const json = JSON.parse(await readFile(path.join(MODEL, 'tokenizer.json'), 'utf8'));
   await writeFile(path.join(dir, 'tokenizer.json'), JSON.stringify({ ...json, added_tokens: [] }));
   await writeFile(path.join(dir, 'tokenizer_config.json'), '{}');
