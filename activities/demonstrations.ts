@@ -1,10 +1,10 @@
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
-import { type Demonstration, demonstrate } from '../environments/deep-research/expert.ts';
-import { score } from '../environments/deep-research/reward.ts';
 import { histogram } from '../environments/deep-research/benchmarks/statistics.ts';
+import { type Demonstration, demonstrate } from '../environments/deep-research/expert.ts';
 import type { Tokenizer } from '../environments/deep-research/prompt.ts';
+import { score } from '../environments/deep-research/reward.ts';
 import type { World } from '../environments/environment.ts';
 import type { Metric, TrajectoriesBody } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
@@ -52,7 +52,11 @@ export const createDemonstrationActivities = ({
       const { parameters, seed } = nodeOf('trajectories', await plans.node(ref));
       const { agent, context_length, model, split, count, resample } = parameters;
       if (parameters.source !== 'demonstrations') {
-        throw new ExpError('NOT_SUPPORTED', ref.id, 'trajectories are made by demonstration; importing them from a file is not supported yet');
+        throw new ExpError(
+          'NOT_SUPPORTED',
+          ref.id,
+          'trajectories are made by demonstration; importing them from a file is not supported yet',
+        );
       }
       const pool = await tasksOfSplit(store, await plans.input(ref, 'tasks'), split);
       const wanted = Math.min(count ?? pool.length, pool.length);
@@ -82,13 +86,21 @@ export const createDemonstrationActivities = ({
         await progress(ref.key, shown.length, wanted, `${shown.length} demonstrations, ${totalOf(dropped)} dropped`);
       }
       if (shown.length === 0) {
-        throw new ExpError('NO_DEMONSTRATIONS', ref.id, `the expert could act out none of ${queue.length} tasks: ${JSON.stringify(dropped)}`);
+        throw new ExpError(
+          'NO_DEMONSTRATIONS',
+          ref.id,
+          `the expert could act out none of ${queue.length} tasks: ${JSON.stringify(dropped)}`,
+        );
       }
       return publish({ plans, store, work }, ref, shown, dropped, resample);
     }),
 });
 
-async function tasksOfSplit(store: ArtifactStore, manifest: Parameters<typeof readTasks>[1], split: string): Promise<Task[]> {
+async function tasksOfSplit(
+  store: ArtifactStore,
+  manifest: Parameters<typeof readTasks>[1],
+  split: string,
+): Promise<Task[]> {
   const tasks: Task[] = [];
   for await (const task of readTasks(store, manifest)) if (task.split === split) tasks.push(task);
   if (tasks.length === 0) throw new ExpError('NO_TASKS', manifest.key, `no task is in the split ${split}`);
@@ -124,16 +136,33 @@ async function publish(
     masked_share: 1 - trained / Math.max(1, tokens),
     dropped,
   };
-  const report = { ...body, turns: countBy(shown, ({ turns }) => String(turns.length)), capabilities: countBy(shown, ({ task }) => task.capability), tokens_histogram: histogram(lengths, LENGTH_EDGES) };
+  const report = {
+    ...body,
+    turns: countBy(shown, ({ turns }) => String(turns.length)),
+    capabilities: countBy(shown, ({ task }) => task.capability),
+    tokens_histogram: histogram(lengths, LENGTH_EDGES),
+  };
 
   await mkdir(work, { recursive: true });
   const folder = await mkdtemp(join(work, 'demonstrations-'));
   try {
-    const files = { 'trajectories.parquet': join(folder, 'trajectories.parquet'), 'report.json': join(folder, 'report.json'), 'samples.md': join(folder, 'samples.md') };
+    const files = {
+      'trajectories.parquet': join(folder, 'trajectories.parquet'),
+      'report.json': join(folder, 'report.json'),
+      'samples.md': join(folder, 'samples.md'),
+    };
     await writeParquet(files['trajectories.parquet'], rows, trajectoryColumns);
     await writeFile(files['report.json'], `${JSON.stringify(report, null, 2)}\n`);
     await writeFile(files['samples.md'], samplesOf(shown));
-    return await store.publish({ key: ref.key, kind: 'trajectories', inputs: await plans.lineage(ref), files, body, metrics: metricsOf(body, lengths), made_with: {} });
+    return await store.publish({
+      key: ref.key,
+      kind: 'trajectories',
+      inputs: await plans.lineage(ref),
+      files,
+      body,
+      metrics: metricsOf(body, lengths),
+      made_with: {},
+    });
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -188,7 +217,9 @@ function messagesOf(question: string, turns: Shown['turns']): Trajectory['messag
 function samplesOf(shown: readonly Shown[]): string {
   const first = new Map(shown.toReversed().map((demonstration) => [demonstration.task.capability, demonstration]));
   const texts = [...first.values()].map(({ task, turns }) => {
-    const exchange = messagesOf(task.question, turns).map(({ role, content }) => `**${role}**\n\n\`\`\`\n${content}\n\`\`\``);
+    const exchange = messagesOf(task.question, turns).map(
+      ({ role, content }) => `**${role}**\n\n\`\`\`\n${content}\n\`\`\``,
+    );
     return `## ${task.capability}: ${task.template ?? task.task_id}\n\n${exchange.join('\n\n')}`;
   });
   return `# Demonstrations\n\n${texts.join('\n\n')}\n`;

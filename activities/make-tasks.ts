@@ -5,7 +5,11 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { Pool } from 'pg';
 import type { FactPage } from '../environments/deep-research/tasks/fact-pool.ts';
-import { type FactCorpus, type GenerationReport, generateTasks } from '../environments/deep-research/tasks/generate-tasks.ts';
+import {
+  type FactCorpus,
+  type GenerationReport,
+  generateTasks,
+} from '../environments/deep-research/tasks/generate-tasks.ts';
 import { type ImportedTask, splitTasks, taskOfRow } from '../environments/deep-research/tasks/import-tasks.ts';
 import { apportion } from '../environments/deep-research/tasks/quotas.ts';
 import { hashFraction } from '../environments/deep-research/tasks/seeded.ts';
@@ -49,7 +53,13 @@ interface MadeTasks {
   report: SourceReport;
 }
 
-export const createTaskActivities = ({ plans, store, pool, progress, work }: TaskDeps): Pick<CpuActivities, 'tasks'> => ({
+export const createTaskActivities = ({
+  plans,
+  store,
+  pool,
+  progress,
+  work,
+}: TaskDeps): Pick<CpuActivities, 'tasks'> => ({
   /**
    * Make or import the tasks of every source and publish them as one file, in the order of their ids.
    * Deterministic: the same corpus, files and seeds give the same bytes.
@@ -61,9 +71,18 @@ export const createTaskActivities = ({ plans, store, pool, progress, work }: Tas
       const made = new Map<string, MadeTasks>();
       for (const [name, source] of Object.entries(node.parameters.sources).sort(([a], [b]) => (a < b ? -1 : 1))) {
         await progress(ref.key, made.size, Object.keys(node.parameters.sources).length, `source ${name}`);
-        made.set(name, source.kind === 'generated' ? await generate(node, name, source, corpusOf(pool, await corpusKey(), moved)) : await importFrom(node, name, source, moved));
+        made.set(
+          name,
+          source.kind === 'generated'
+            ? await generate(node, name, source, corpusOf(pool, await corpusKey(), moved))
+            : await importFrom(node, name, source, moved),
+        );
       }
-      const tasks = limited([...made.values()].flatMap((source) => source.tasks), node.parameters.limit, node.seed ?? 0);
+      const tasks = limited(
+        [...made.values()].flatMap((source) => source.tasks),
+        node.parameters.limit,
+        node.seed ?? 0,
+      );
       if (tasks.length === 0) throw new ExpError('NO_TASKS', ref.id, 'no source gave a single task');
 
       await mkdir(work, { recursive: true });
@@ -75,16 +94,35 @@ export const createTaskActivities = ({ plans, store, pool, progress, work }: Tas
         const reports = Object.fromEntries([...made].map(([name, source]) => [name, source.report]));
         await writeFile(files['report.json'], `${JSON.stringify({ ...body, sources: reports }, null, 2)}\n`);
         await progress(ref.key, tasks.length, tasks.length, splitsInWords(body.splits));
-        return await store.publish({ key: ref.key, kind: 'tasks', inputs: await plans.lineage(ref), files, body, metrics: metricsOf(body, made), made_with: {} });
+        return await store.publish({
+          key: ref.key,
+          kind: 'tasks',
+          inputs: await plans.lineage(ref),
+          files,
+          body,
+          metrics: metricsOf(body, made),
+          made_with: {},
+        });
       } finally {
         await rm(folder, { recursive: true, force: true });
       }
     }),
 });
 
-async function generate(node: NodeOf<'tasks'>, name: string, source: TaskSource & { kind: 'generated' }, corpus: FactCorpus): Promise<MadeTasks> {
+async function generate(
+  node: NodeOf<'tasks'>,
+  name: string,
+  source: TaskSource & { kind: 'generated' },
+  corpus: FactCorpus,
+): Promise<MadeTasks> {
   const { mix, splits } = node.parameters;
-  const { tasks, report } = await generateTasks(corpus, { source: name, count: source.count, seed: source.seed, mix, splits });
+  const { tasks, report } = await generateTasks(corpus, {
+    source: name,
+    count: source.count,
+    seed: source.seed,
+    mix,
+    splits,
+  });
   return { tasks, report: { tasks: tasks.length, dropped: report.dropped, generation: report } };
 }
 
@@ -93,13 +131,18 @@ function corpusOf(pool: Pool, corpusKey: string, moved: () => void): FactCorpus 
   const from = `from corpus_pages join pages using (hash) where corpus_key = $1 and facts is not null`;
   return {
     async *factPages() {
-      for await (const page of cursorRows<FactPage>(pool, `select url, facts ${from} order by url collate "C"`, [corpusKey])) {
+      for await (const page of cursorRows<FactPage>(pool, `select url, facts ${from} order by url collate "C"`, [
+        corpusKey,
+      ])) {
         moved();
         yield page;
       }
     },
     async factPagesAt(urls) {
-      const { rows } = await pool.query<FactPage>(`select url, facts ${from} and url = any($2) order by url collate "C"`, [corpusKey, urls]);
+      const { rows } = await pool.query<FactPage>(
+        `select url, facts ${from} and url = any($2) order by url collate "C"`,
+        [corpusKey, urls],
+      );
       return rows;
     },
     async *texts() {
@@ -114,7 +157,12 @@ function corpusOf(pool: Pool, corpusKey: string, moved: () => void): FactCorpus 
 type ImportSource = Exclude<TaskSource, { kind: 'generated' }>;
 
 /** Rows of files become tasks; bad ones are reported by file and line, and more than one per cent of them is refused. */
-async function importFrom(node: NodeOf<'tasks'>, name: string, source: ImportSource, moved: () => void): Promise<MadeTasks> {
+async function importFrom(
+  node: NodeOf<'tasks'>,
+  name: string,
+  source: ImportSource,
+  moved: () => void,
+): Promise<MadeTasks> {
   const path = node.unkeyed.paths?.[name];
   if (path === undefined) throw new ExpError('REF', `tasks.sources.${name}`, 'the source has no path');
   const rows = new RowReport(`tasks.sources.${name}`);
@@ -133,7 +181,11 @@ async function importFrom(node: NodeOf<'tasks'>, name: string, source: ImportSou
   }
   rows.check();
   if (rows.bad > 0) dropped.bad_row = rows.bad;
-  const tasks = splitTasks([...byQuestion.values()], { splits: node.parameters.splits, seed: source.seed, limit: source.limit });
+  const tasks = splitTasks([...byQuestion.values()], {
+    splits: node.parameters.splits,
+    seed: source.seed,
+    limit: source.limit,
+  });
   const { licence, provenance } = source;
   return { tasks, report: { tasks: tasks.length, dropped, bad_rows: rows.examples, licence, provenance } };
 }
@@ -177,12 +229,17 @@ async function* parquetRows(path: string): AsyncGenerator<Row> {
 function limited(tasks: readonly Task[], limit: number | null, seed: number): Task[] {
   const byId = (a: Task, b: Task) => (a.task_id < b.task_id ? -1 : 1);
   if (limit === null || limit >= tasks.length) return tasks.toSorted(byId);
-  const members: Record<string, Task[]> = {};
-  for (const task of tasks) (members[task.split] ??= []).push(task);
-  const counts = apportion(limit, Object.fromEntries(Object.entries(members).map(([split, all]) => [split, all.length])));
+  const splits = [...new Set(tasks.map(({ split }) => split))];
+  const members = Object.fromEntries(splits.map((split) => [split, tasks.filter((task) => task.split === split)]));
+  const counts = apportion(
+    limit,
+    Object.fromEntries(Object.entries(members).map(([split, all]) => [split, all.length])),
+  );
   const kept = Object.entries(members).flatMap(([split, all]) => {
     const rank = new Map(all.map(({ task_id }) => [task_id, hashFraction(`${seed}/limit/${task_id}`)]));
-    return all.toSorted((a, b) => (rank.get(a.task_id) as number) - (rank.get(b.task_id) as number)).slice(0, counts[split]);
+    return all
+      .toSorted((a, b) => (rank.get(a.task_id) as number) - (rank.get(b.task_id) as number))
+      .slice(0, counts[split]);
   });
   return kept.sort(byId);
 }
@@ -202,7 +259,8 @@ function bodyOf(tasks: readonly Task[], made: ReadonlyMap<string, MadeTasks>): T
   const dropped: Record<string, number> = {};
   for (const { report } of made.values()) {
     for (const split of Object.values(report.generation?.splits ?? {})) {
-      for (const [capability, wanted] of Object.entries(split.asked)) asked[capability] = (asked[capability] ?? 0) + wanted;
+      for (const [capability, wanted] of Object.entries(split.asked))
+        asked[capability] = (asked[capability] ?? 0) + wanted;
     }
     for (const [reason, times] of Object.entries(report.dropped)) dropped[reason] = (dropped[reason] ?? 0) + times;
   }
@@ -224,7 +282,8 @@ function metricsOf(body: TasksBody, made: ReadonlyMap<string, MadeTasks>): Metri
   }
   for (const { report } of made.values()) {
     for (const [split, { most_frequent }] of Object.entries(report.generation?.splits ?? {})) {
-      for (const [capability, { share }] of Object.entries(most_frequent)) values[`tasks/most_frequent/${split}/${capability}`] = share;
+      for (const [capability, { share }] of Object.entries(most_frequent))
+        values[`tasks/most_frequent/${split}/${capability}`] = share;
     }
   }
   const timestamp_ms = Date.now();
@@ -232,5 +291,7 @@ function metricsOf(body: TasksBody, made: ReadonlyMap<string, MadeTasks>): Metri
 }
 
 function splitsInWords(splits: Readonly<Record<string, number>>): string {
-  return Object.entries(splits).map(([split, tasks]) => `${tasks} ${split}`).join(', ');
+  return Object.entries(splits)
+    .map(([split, tasks]) => `${tasks} ${split}`)
+    .join(', ');
 }

@@ -2,7 +2,14 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
 import { answerFromFirstResult, mostFrequentAnswers } from '../environments/deep-research/benchmarks/baselines.ts';
-import { type BenchmarkScores, type QuestionResult, resultOf, type RuleAnswers, scoreQuestions, ToolUse } from '../environments/deep-research/benchmarks/score-benchmark.ts';
+import {
+  type BenchmarkScores,
+  type QuestionResult,
+  type RuleAnswers,
+  resultOf,
+  scoreQuestions,
+  ToolUse,
+} from '../environments/deep-research/benchmarks/score-benchmark.ts';
 import { meanOf } from '../environments/deep-research/benchmarks/statistics.ts';
 import type { World } from '../environments/environment.ts';
 import type { BenchmarkBody, Metric } from '../schemas/artifact.ts';
@@ -43,7 +50,12 @@ export const createPublishBenchmarkActivities = ({
       const node = nodeOf('benchmark', await plans.node(ref));
       const inputs = await plans.inputs(ref);
       const { samples, closedBook, toolUse } = await readSamples(store, shards, moved);
-      const { asked, training } = await readQuestions(store, inputs, node, new Set([...samples.keys(), ...closedBook.keys()]));
+      const { asked, training } = await readQuestions(
+        store,
+        inputs,
+        node,
+        new Set([...samples.keys(), ...closedBook.keys()]),
+      );
       const rules = await answersByRule(await worlds.open(ref), asked, training, moved);
       await progress(ref.key, asked.length, asked.length, 'baselines asked');
 
@@ -59,7 +71,11 @@ export const createPublishBenchmarkActivities = ({
       const { benchmark, metrics } = node.parameters;
       const scores = scoreQuestions(results, { benchmark, samples: node.parameters.samples, metrics });
       const body = bodyOf(node, inputs, results, scores, toolUse);
-      return await publish({ plans, store, work }, ref, { body, results, shown: await textsOf(store, shards, results) });
+      return await publish({ plans, store, work }, ref, {
+        body,
+        results,
+        shown: await textsOf(store, shards, results),
+      });
     }),
 });
 
@@ -86,7 +102,12 @@ async function readSamples(store: ArtifactStore, shards: readonly RolloutShard[]
 }
 
 /** The questions that were asked, by id, and the tasks a baseline may know: those of the training split, else of all others. */
-async function readQuestions(store: ArtifactStore, inputs: readonly NodeInput[], node: NodeOf<'benchmark'>, ids: ReadonlySet<string>): Promise<{ asked: Task[]; training: Task[] }> {
+async function readQuestions(
+  store: ArtifactStore,
+  inputs: readonly NodeInput[],
+  node: NodeOf<'benchmark'>,
+  ids: ReadonlySet<string>,
+): Promise<{ asked: Task[]; training: Task[] }> {
   const manifest = inputs.find(({ kind }) => kind === 'tasks')?.manifest;
   if (!manifest) throw new ExpError('PLAN', node.id, 'has no input of kind tasks');
   const asked: Task[] = [];
@@ -100,7 +121,12 @@ async function readQuestions(store: ArtifactStore, inputs: readonly NodeInput[],
   return { asked, training: train.length > 0 ? train : others };
 }
 
-async function answersByRule(world: World, asked: readonly Task[], training: readonly Task[], moved: () => void): Promise<Map<string, RuleAnswers>> {
+async function answersByRule(
+  world: World,
+  asked: readonly Task[],
+  training: readonly Task[],
+  moved: () => void,
+): Promise<Map<string, RuleAnswers>> {
   const mostFrequent = mostFrequentAnswers(training);
   const limit = pLimit(CONCURRENT_SEARCHES);
   const answers = await Promise.all(
@@ -115,7 +141,13 @@ async function answersByRule(world: World, asked: readonly Task[], training: rea
   return new Map(answers);
 }
 
-function bodyOf(node: NodeOf<'benchmark'>, inputs: readonly NodeInput[], results: readonly QuestionResult[], scores: BenchmarkScores, tool_use: Record<string, number>): BenchmarkBody {
+function bodyOf(
+  node: NodeOf<'benchmark'>,
+  inputs: readonly NodeInput[],
+  results: readonly QuestionResult[],
+  scores: BenchmarkScores,
+  tool_use: Record<string, number>,
+): BenchmarkBody {
   const { benchmark, after, samples, dataset, agent, context_length, sampling, reward } = node.parameters;
   const digestOf = (kind: string) => inputs.find((input) => input.kind === kind)?.digest ?? null;
   return {
@@ -139,7 +171,11 @@ function bodyOf(node: NodeOf<'benchmark'>, inputs: readonly NodeInput[], results
 }
 
 /** A conversation of each capability, the first sample of the first question. */
-async function textsOf(store: ArtifactStore, shards: readonly RolloutShard[], results: readonly QuestionResult[]): Promise<string> {
+async function textsOf(
+  store: ArtifactStore,
+  shards: readonly RolloutShard[],
+  results: readonly QuestionResult[],
+): Promise<string> {
   const chosen = new Map(results.toReversed().map((result) => [result.capability, result]));
   const wanted = new Map([...chosen.values()].map((result) => [result.task_id, result]));
   const ids = new Set<string>();
@@ -162,11 +198,23 @@ async function publish(
   await mkdir(work, { recursive: true });
   const folder = await mkdtemp(join(work, 'benchmark-'));
   try {
-    const files = { 'results.jsonl': join(folder, 'results.jsonl'), 'table.json': join(folder, 'table.json'), 'samples.md': join(folder, 'samples.md') };
+    const files = {
+      'results.jsonl': join(folder, 'results.jsonl'),
+      'table.json': join(folder, 'table.json'),
+      'samples.md': join(folder, 'samples.md'),
+    };
     await writeFile(files['results.jsonl'], results.map((result) => `${JSON.stringify(result)}\n`).join(''));
     await writeFile(files['table.json'], `${JSON.stringify(body, null, 2)}\n`);
     await writeFile(files['samples.md'], shown);
-    return await store.publish({ key: ref.key, kind: 'benchmark', inputs: await plans.lineage(ref), files, body, metrics: metricsOf(body, results), made_with: {} });
+    return await store.publish({
+      key: ref.key,
+      kind: 'benchmark',
+      inputs: await plans.lineage(ref),
+      files,
+      body,
+      metrics: metricsOf(body, results),
+      made_with: {},
+    });
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -182,7 +230,11 @@ function metricsOf(body: BenchmarkBody, results: readonly QuestionResult[]): Met
     [`${prefix}/masked`]: body.masked,
   };
   for (const [name, { value, low, high }] of Object.entries(body.results)) {
-    Object.assign(values, { [`${prefix}/${name}`]: value, [`${prefix}/${name}_low`]: low, [`${prefix}/${name}_high`]: high });
+    Object.assign(values, {
+      [`${prefix}/${name}`]: value,
+      [`${prefix}/${name}_low`]: low,
+      [`${prefix}/${name}_high`]: high,
+    });
   }
   for (const [name, { value }] of Object.entries(body.baselines)) values[`${prefix}/baseline/${name}`] = value;
   for (const [name, { value }] of Object.entries(body.groups)) values[`${prefix}/${name}`] = value;

@@ -55,24 +55,49 @@ export const createPublishProfileActivities = ({
       const rates = [...byTask].map(([task_id, rollouts]) => passRateOf(task_id, rollouts, keep));
       rates.sort((a, b) => (a.task_id < b.task_id ? -1 : 1));
       const body = bodyOf(rates);
-      await progress(ref.key, rates.length, rates.length, `${body.never} never, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} kept`);
+      await progress(
+        ref.key,
+        rates.length,
+        rates.length,
+        `${body.never} never, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} kept`,
+      );
       refuseTooFew(ref, body, await promptsNeeded(plans, ref));
 
-      const lengths = [...byTask.values()].flat().filter(isCounted).map((trajectory) => ({ tokens: tokensOf(trajectory), passed: passed(trajectory) }));
+      const lengths = [...byTask.values()]
+        .flat()
+        .filter(isCounted)
+        .map((trajectory) => ({ tokens: tokensOf(trajectory), passed: passed(trajectory) }));
       const tables = {
         ...body,
         masked: rates.reduce((sum, { masked }) => sum + masked, 0),
         pass_rates: histogramOfRates(rates),
-        tokens: histogram(lengths.map(({ tokens }) => tokens), LENGTH_EDGES),
-        tokens_of_passes: histogram(lengths.filter((one) => one.passed).map(({ tokens }) => tokens), LENGTH_EDGES),
+        tokens: histogram(
+          lengths.map(({ tokens }) => tokens),
+          LENGTH_EDGES,
+        ),
+        tokens_of_passes: histogram(
+          lengths.filter((one) => one.passed).map(({ tokens }) => tokens),
+          LENGTH_EDGES,
+        ),
       };
       await mkdir(work, { recursive: true });
       const folder = await mkdtemp(join(work, 'profile-'));
       try {
-        const files = { 'pass_rates.jsonl': join(folder, 'pass_rates.jsonl'), 'table.json': join(folder, 'table.json') };
+        const files = {
+          'pass_rates.jsonl': join(folder, 'pass_rates.jsonl'),
+          'table.json': join(folder, 'table.json'),
+        };
         await writeFile(files['pass_rates.jsonl'], rates.map((rate) => `${JSON.stringify(rate)}\n`).join(''));
         await writeFile(files['table.json'], `${JSON.stringify(tables, null, 2)}\n`);
-        return await store.publish({ key: ref.key, kind: 'profile', inputs: await plans.lineage(ref), files, body, metrics: metricsOf(body, rates), made_with: {} });
+        return await store.publish({
+          key: ref.key,
+          kind: 'profile',
+          inputs: await plans.lineage(ref),
+          files,
+          body,
+          metrics: metricsOf(body, rates),
+          made_with: {},
+        });
       } finally {
         await rm(folder, { recursive: true, force: true });
       }
@@ -126,7 +151,8 @@ function refuseTooFew(ref: NodeRef, { kept, tasks, never, sometimes, always }: P
 /** How many tasks have each number of passes. */
 function histogramOfRates(rates: readonly PassRate[]): Record<string, number> {
   const counts: Record<string, number> = {};
-  for (const { passes, rollouts } of rates) counts[`${passes}/${rollouts}`] = (counts[`${passes}/${rollouts}`] ?? 0) + 1;
+  for (const { passes, rollouts } of rates)
+    counts[`${passes}/${rollouts}`] = (counts[`${passes}/${rollouts}`] ?? 0) + 1;
   return Object.fromEntries(Object.entries(counts).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 

@@ -1,7 +1,7 @@
-import type { Manifest } from '../schemas/artifact.ts';
-import type { Task } from '../schemas/task.ts';
 import { readLines } from '../environments/world/sources/lines.ts';
+import type { Manifest } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
+import type { Task } from '../schemas/task.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 
 /** Tasks of a published `tasks` artifact, in file order. */

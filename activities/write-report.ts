@@ -1,6 +1,13 @@
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { BenchmarkBody, CorpusBody, Manifest, ProfileBody, TasksBody, TrajectoriesBody } from '../schemas/artifact.ts';
+import type {
+  BenchmarkBody,
+  CorpusBody,
+  Manifest,
+  ProfileBody,
+  TasksBody,
+  TrajectoriesBody,
+} from '../schemas/artifact.ts';
 import type { NodeKind, PlanNode } from '../schemas/plan.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { CpuActivities } from './index.ts';
@@ -23,14 +30,21 @@ export interface Report {
   profiles: Record<string, ProfileBody>;
 }
 
-export const createReportActivities = ({ plans, store, progress, work }: ReportDeps): Pick<CpuActivities, 'report'> => ({
+export const createReportActivities = ({
+  plans,
+  store,
+  progress,
+  work,
+}: ReportDeps): Pick<CpuActivities, 'report'> => ({
   /** One table over all benchmarks of an arm. Everything in it is read from artifacts, so it says nothing they do not. */
   async report(ref) {
     const nodes = await plans.nodes(ref);
     const benchmarks = await plans.inputs(ref);
     const published = await publishedOf(store, nodes, ['corpus', 'tasks', 'trajectories', 'profile']);
     const bodies = <Body>(kind: NodeKind): [id: string, body: Body][] =>
-      published.filter(({ node }) => node.kind === kind).map(({ node, manifest }) => [node.id, manifest.body as unknown as Body]);
+      published
+        .filter(({ node }) => node.kind === kind)
+        .map(({ node, manifest }) => [node.id, manifest.body as unknown as Body]);
     const [corpus] = bodies<CorpusBody>('corpus').map(([, { pages, sources }]) => ({ pages, sources }));
     const report: Report = {
       benchmarks: inPlanOrder(nodes, benchmarks).map(({ manifest }) => manifest.body as unknown as BenchmarkBody),
@@ -47,8 +61,18 @@ export const createReportActivities = ({ plans, store, progress, work }: ReportD
       await writeFile(files['report.json'], `${JSON.stringify(report, null, 2)}\n`);
       await writeFile(files['report.md'], renderReport((await plans.load(ref.plan)).name, report));
       await progress(ref.key, 1, 1, `${report.benchmarks.length} results`);
-      const body = { benchmarks: report.benchmarks.map(({ benchmark, after, results }) => ({ benchmark, after, results })) };
-      return await store.publish({ key: ref.key, kind: 'report', inputs: await plans.lineage(ref), files, body, metrics: [], made_with: {} });
+      const body = {
+        benchmarks: report.benchmarks.map(({ benchmark, after, results }) => ({ benchmark, after, results })),
+      };
+      return await store.publish({
+        key: ref.key,
+        kind: 'report',
+        inputs: await plans.lineage(ref),
+        files,
+        body,
+        metrics: [],
+        made_with: {},
+      });
     } finally {
       await rm(folder, { recursive: true, force: true });
     }
@@ -56,7 +80,11 @@ export const createReportActivities = ({ plans, store, progress, work }: ReportD
 });
 
 /** Artifacts of some kinds that the benchmarks rest on. */
-async function publishedOf(store: ArtifactStore, nodes: readonly PlanNode[], kinds: readonly NodeKind[]): Promise<{ node: PlanNode; manifest: Manifest }[]> {
+async function publishedOf(
+  store: ArtifactStore,
+  nodes: readonly PlanNode[],
+  kinds: readonly NodeKind[],
+): Promise<{ node: PlanNode; manifest: Manifest }[]> {
   const wanted = nodes.filter(({ kind }) => kinds.includes(kind));
   const found = await store.findAll(wanted.map(({ key }) => key));
   const manifests = wanted.map(async (node) => {
@@ -76,7 +104,9 @@ export function renderReport(name: string, report: Report): string {
   const benchmarks = [...new Set(report.benchmarks.map(({ benchmark }) => benchmark))];
   const sections = [
     `# ${name}`,
-    ...benchmarks.flatMap((benchmark) => benchmarkSection(report.benchmarks.filter((body) => body.benchmark === benchmark))),
+    ...benchmarks.flatMap((benchmark) =>
+      benchmarkSection(report.benchmarks.filter((body) => body.benchmark === benchmark)),
+    ),
     ...(report.tasks ? [tasksSection(report.tasks)] : []),
     ...trainingSection(report),
     ...(report.corpus ? [corpusSection(report.corpus)] : []),
@@ -99,15 +129,31 @@ function benchmarkSection(bodies: readonly BenchmarkBody[]): string[] {
   return [
     `## ${first.benchmark}`,
     `${first.questions} questions, ${first.samples} samples each; per cent, with 95 % intervals by bootstrap over questions. A sample without an answer (unfinished) is wrong; one that the infrastructure broke (masked) is left out.`,
-    table(['after', ...metrics.map(metricTitle), 'answer seen', 'unfinished', 'masked'], [...rows, ...baselineRows(bodies, metrics.length)]),
+    table(
+      ['after', ...metrics.map(metricTitle), 'answer seen', 'unfinished', 'masked'],
+      [...rows, ...baselineRows(bodies, metrics.length)],
+    ),
     ...(groups.length === 0
       ? []
       : [
           '### By capability, and by whether training showed the wording',
-          table(['group', 'questions', ...bodies.map(({ after }) => after)], groups.map((group) => [group, String(first.groups[group]?.questions ?? ''), ...bodies.map((body) => interval(body.groups[group]))])),
+          table(
+            ['group', 'questions', ...bodies.map(({ after }) => after)],
+            groups.map((group) => [
+              group,
+              String(first.groups[group]?.questions ?? ''),
+              ...bodies.map((body) => interval(body.groups[group])),
+            ]),
+          ),
         ]),
     '### Use of the tools, by sample',
-    table(['', ...bodies.map(({ after }) => after)], toolNames(bodies).map((use) => [use.replaceAll('_', ' '), ...bodies.map((body) => fixed(body.tool_use[use] ?? 0))])),
+    table(
+      ['', ...bodies.map(({ after }) => after)],
+      toolNames(bodies).map((use) => [
+        use.replaceAll('_', ' '),
+        ...bodies.map((body) => fixed(body.tool_use[use] ?? 0)),
+      ]),
+    ),
     `Protocol: \`${JSON.stringify(first.protocol)}\``,
   ];
 }
@@ -130,18 +176,32 @@ function toolNames(bodies: readonly BenchmarkBody[]): string[] {
 }
 
 function tasksSection({ tasks, splits, mix, dropped }: TasksBody): string {
-  const rows = Object.entries(mix).map(([capability, { asked, realised }]) => [capability.replaceAll('_', ' '), String(asked), String(realised)]);
-  const inSplits = Object.entries(splits).map(([split, count]) => `${count} ${split}`).join(', ');
-  const left = Object.entries(dropped).map(([reason, times]) => `${reason.replaceAll('_', ' ')}: ${times}`).join(', ');
-  return [`## Tasks`, `${tasks} tasks: ${inSplits}.${left ? ` Candidates dropped: ${left}.` : ''}`, table(['capability', 'asked', 'realised'], rows)].join('\n\n');
+  const rows = Object.entries(mix).map(([capability, { asked, realised }]) => [
+    capability.replaceAll('_', ' '),
+    String(asked),
+    String(realised),
+  ]);
+  const inSplits = Object.entries(splits)
+    .map(([split, count]) => `${count} ${split}`)
+    .join(', ');
+  const left = Object.entries(dropped)
+    .map(([reason, times]) => `${reason.replaceAll('_', ' ')}: ${times}`)
+    .join(', ');
+  return [
+    `## Tasks`,
+    `${tasks} tasks: ${inSplits}.${left ? ` Candidates dropped: ${left}.` : ''}`,
+    table(['capability', 'asked', 'realised'], rows),
+  ].join('\n\n');
 }
 
 function trainingSection({ demonstrations, profiles }: Report): string[] {
   const shown = Object.entries(demonstrations).map(
-    ([id, body]) => `- ${id}: ${body.trajectories} trajectories, ${body.instances} after resampling, ${body.tokens} tokens, ${percent(body.masked_share)} % of them masked${dropsOf(body.dropped)}.`,
+    ([id, body]) =>
+      `- ${id}: ${body.trajectories} trajectories, ${body.instances} after resampling, ${body.tokens} tokens, ${percent(body.masked_share)} % of them masked${dropsOf(body.dropped)}.`,
   );
   const profiled = Object.entries(profiles).map(
-    ([id, body]) => `- ${id}: of ${body.tasks} tasks ${body.never} never solved, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} kept.`,
+    ([id, body]) =>
+      `- ${id}: of ${body.tasks} tasks ${body.never} never solved, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} kept.`,
   );
   const lines = [...shown, ...profiled];
   return lines.length === 0 ? [] : [`## Training data\n\n${lines.join('\n')}`];
@@ -153,8 +213,16 @@ function dropsOf(dropped: Readonly<Record<string, number>>): string {
 }
 
 function corpusSection({ pages, sources }: Pick<CorpusBody, 'pages' | 'sources'>): string {
-  const rows = sources.map(({ name, kind, licence, provenance, pages: count }) => [name, kind, String(count), licence, provenance]);
-  return [`## Corpus`, `${pages} pages.`, table(['source', 'kind', 'pages', 'licence', 'provenance'], rows)].join('\n\n');
+  const rows = sources.map(({ name, kind, licence, provenance, pages: count }) => [
+    name,
+    kind,
+    String(count),
+    licence,
+    provenance,
+  ]);
+  return [`## Corpus`, `${pages} pages.`, table(['source', 'kind', 'pages', 'licence', 'provenance'], rows)].join(
+    '\n\n',
+  );
 }
 
 function table(head: readonly string[], rows: readonly (readonly string[])[]): string {

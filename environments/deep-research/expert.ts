@@ -4,8 +4,15 @@
  * Whatever it cannot find ends the demonstration with a reason; nothing is filled in from the task's answer.
  */
 import type { World } from '../environment.ts';
-import { type RenderedTurn, renderAction, renderForcedAnswer, renderTrajectory, type Tokenizer, type ToolName } from './prompt.ts';
-import { type Field, FIELD_WORDS, type FieldValue, readField } from './tasks/fields.ts';
+import {
+  type RenderedTurn,
+  renderAction,
+  renderForcedAnswer,
+  renderTrajectory,
+  type Tokenizer,
+  type ToolName,
+} from './prompt.ts';
+import { FIELD_WORDS, type Field, type FieldValue, readField } from './tasks/fields.ts';
 import { type Ecosystem, type FilledTemplate, parseQuestion } from './tasks/templates.ts';
 import { runTool, type ToolCall } from './tools.ts';
 
@@ -18,7 +25,13 @@ export interface ExpertTask {
 
 export interface ExpertOptions {
   tokenizer: Tokenizer;
-  agent: { tools: readonly string[]; max_turns: number; max_turn_tokens: number; observation_tokens: number; search_results: number };
+  agent: {
+    tools: readonly string[];
+    max_turns: number;
+    max_turn_tokens: number;
+    observation_tokens: number;
+    search_results: number;
+  };
   context_length: number;
 }
 
@@ -64,7 +77,10 @@ export async function demonstrate(world: World, task: ExpertTask, options: Exper
 }
 
 /** Whether a rollout could have gone the same way: after each observation there must be room for a turn and for a forced answer. */
-function fitsContext({ spans }: ReturnType<typeof renderTrajectory>, { tokenizer, agent, context_length }: ExpertOptions): boolean {
+function fitsContext(
+  { spans }: ReturnType<typeof renderTrajectory>,
+  { tokenizer, agent, context_length }: ExpertOptions,
+): boolean {
   const reserve = 2 * agent.max_turn_tokens + renderForcedAnswer(tokenizer, { cut: true }).length;
   return spans.every(({ kind, end }) => end + (kind === 'observation' ? reserve : 0) <= context_length);
 }
@@ -93,10 +109,16 @@ async function answerQuestion(session: Session, filled: FilledTemplate): Promise
 async function findPages(session: Session, { template, ecosystem, names }: FilledTemplate): Promise<string[]> {
   const found = new Map<string, string>();
   const eco = ecosystem === 'npm' ? 'npm' : 'Python';
-  const wordings = [(name: string) => `${name} ${eco}`, (name: string) => `${name} ${eco} package version license dependencies`];
+  const wordings = [
+    (name: string) => `${name} ${eco}`,
+    (name: string) => `${name} ${eco} package version license dependencies`,
+  ];
   for (const [attempt, wording] of wordings.entries()) {
     const missing = names.filter((name) => !found.has(name));
-    const thought = attempt === 0 ? `I need ${goalOf(template.fields.slice(0, names.length), ecosystem)} of ${join(names)}.` : `I have not found ${join(missing)} yet.`;
+    const thought =
+      attempt === 0
+        ? `I need ${goalOf(template.fields.slice(0, names.length), ecosystem)} of ${join(names)}.`
+        : `I have not found ${join(missing)} yet.`;
     const observation = await session.call(thought, { tool: 'search', args: { query: missing.map(wording) } });
     for (const name of missing) {
       const url = findUrl(observation, name, ecosystem);
@@ -108,17 +130,29 @@ async function findPages(session: Session, { template, ecosystem, names }: Fille
 }
 
 /** Visit pages until every field has been read; pages whose values fell to the token budget are visited again alone. */
-async function readValues(session: Session, ecosystem: Ecosystem, names: readonly string[], urls: readonly string[], fields: readonly Field[]): Promise<FieldValue[]> {
+async function readValues(
+  session: Session,
+  ecosystem: Ecosystem,
+  names: readonly string[],
+  urls: readonly string[],
+  fields: readonly Field[],
+): Promise<FieldValue[]> {
   const values = new Map<number, FieldValue>();
   for (let attempt = 0; attempt < 2; attempt += 1) {
     const missing = urls.map((_, index) => index).filter((index) => !values.has(index));
-    const goal = goalOf(missing.map((index) => fields[index] as Field), ecosystem);
+    const goal = goalOf(
+      missing.map((index) => fields[index] as Field),
+      ecosystem,
+    );
     if (attempt > 0 && missing.length === urls.length) break; // the same call would say the same
     const known = session.note ?? (attempt === 0 ? '' : 'Something is missing.');
-    const observation = await session.call(`${known} I read ${join(missing.map((index) => names[index] as string))}.`.trim(), {
-      tool: 'visit',
-      args: { url: missing.map((index) => urls[index]), goal },
-    });
+    const observation = await session.call(
+      `${known} I read ${join(missing.map((index) => names[index] as string))}.`.trim(),
+      {
+        tool: 'visit',
+        args: { url: missing.map((index) => urls[index]), goal },
+      },
+    );
     for (const index of missing) {
       const value = readField(sectionOf(observation, urls[index] as string, urls), fields[index] as Field);
       if (value) values.set(index, value);
@@ -130,7 +164,9 @@ async function readValues(session: Session, ecosystem: Ecosystem, names: readonl
 
 /** What is looked for, as pages word it: `version`, `license and version`, `requires Node`. */
 function goalOf(fields: readonly Field[], ecosystem: Ecosystem): string {
-  const words = fields.map((field) => (field === 'requires' ? `requires ${ecosystem === 'npm' ? 'Node' : 'Python'}` : FIELD_WORDS[field]));
+  const words = fields.map((field) =>
+    field === 'requires' ? `requires ${ecosystem === 'npm' ? 'Node' : 'Python'}` : FIELD_WORDS[field],
+  );
   return [...new Set(words)].join(' and ');
 }
 
@@ -187,7 +223,11 @@ class Session {
   async call(thought: string, call: ToolCall): Promise<string> {
     const { tokenizer, agent } = this.#options;
     // The answer needs a turn of its own.
-    const action = this.#action(thought, `<tool_call>${JSON.stringify({ name: call.tool, arguments: call.args })}</tool_call>`, agent.max_turns - 1);
+    const action = this.#action(
+      thought,
+      `<tool_call>${JSON.stringify({ name: call.tool, arguments: call.args })}</tool_call>`,
+      agent.max_turns - 1,
+    );
     const result = await runTool(this.#world, call, {
       tokenizer,
       observationTokens: agent.observation_tokens,

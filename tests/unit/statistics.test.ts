@@ -19,14 +19,22 @@ test('pass@k is 0 with nothing right, 1 when k cannot miss, and refused beyond t
 
 test('pass@k is unbiased: its mean over all draws of n is the true probability', () => {
   const [n, k, p] = [6, 3, 0.4];
-  const choose = (total: number, taken: number): number => (taken === 0 ? 1 : (choose(total - 1, taken - 1) * total) / taken);
-  const expected = Array.from({ length: n + 1 }, (_, correct) => choose(n, correct) * p ** correct * (1 - p) ** (n - correct) * passAtK({ samples: n, correct }, k));
+  const choose = (total: number, taken: number): number =>
+    taken === 0 ? 1 : (choose(total - 1, taken - 1) * total) / taken;
+  const expected = Array.from(
+    { length: n + 1 },
+    (_, correct) => choose(n, correct) * p ** correct * (1 - p) ** (n - correct) * passAtK({ samples: n, correct }, k),
+  );
   expect(expected.reduce((sum, part) => sum + part, 0)).toBeCloseTo(1 - (1 - p) ** k, 12);
 });
 
 test('the bootstrap interval of a mean agrees with scipy.stats.bootstrap(method="percentile", n_resamples=200000)', () => {
   const sevenOfTwenty = Array.from({ length: 20 }, (_, index) => (index < 7 ? 1 : 0));
-  expect(bootstrapMean(sevenOfTwenty, 'test')).toEqual({ value: 0.35, low: expect.closeTo(0.15, 9), high: expect.closeTo(0.55, 9) });
+  expect(bootstrapMean(sevenOfTwenty, 'test')).toEqual({
+    value: 0.35,
+    low: expect.closeTo(0.15, 9),
+    high: expect.closeTo(0.55, 9),
+  });
   const halves = [...Array(10).fill(0.5), ...Array(5).fill(1), ...Array(17).fill(0)] as number[];
   const { value, low, high } = bootstrapMean(halves, 'test');
   expect(value).toBe(0.3125);
@@ -42,7 +50,11 @@ test('an interval is the same whenever it is computed, and has no width when all
 
 test('quantiles interpolate as numpy.quantile does', () => {
   const values = [1, 2, 3, 4, 10];
-  expect([0.025, 0.5, 0.975].map((share) => quantile(values, share))).toEqual([expect.closeTo(1.1), 3, expect.closeTo(9.4)]);
+  expect([0.025, 0.5, 0.975].map((share) => quantile(values, share))).toEqual([
+    expect.closeTo(1.1),
+    3,
+    expect.closeTo(9.4),
+  ]);
 });
 
 test('a histogram counts every value once, the edge into the bucket above it', () => {

@@ -4,9 +4,14 @@ import { type Derivation, derivations } from '../../environments/deep-research/t
 import { agrees, type Field, readField, storedField } from '../../environments/deep-research/tasks/fields.ts';
 import { type FactCorpus, generateTasks } from '../../environments/deep-research/tasks/generate-tasks.ts';
 import { apportion, apportionTable } from '../../environments/deep-research/tasks/quotas.ts';
-import { fillTemplate, namedPages, parseQuestion, TEMPLATES } from '../../environments/deep-research/tasks/templates.ts';
-import { installedPackages } from '../../environments/world/sources/installed-packages.ts';
+import {
+  fillTemplate,
+  namedPages,
+  parseQuestion,
+  TEMPLATES,
+} from '../../environments/deep-research/tasks/templates.ts';
 import type { SourcePage } from '../../environments/environment.ts';
+import { installedPackages } from '../../environments/world/sources/installed-packages.ts';
 import { CAPABILITIES } from '../../schemas/task.ts';
 import { repoRoot } from '../../services/home.ts';
 
@@ -31,13 +36,19 @@ const options = { source: 'made', count: 200, seed: 17, mix, splits: { train: 0.
 const { tasks, report } = await generateTasks(corpusOf(pages), options);
 
 test('200 tasks in exactly the mix and splits asked for', () => {
-  const count = (split: string, capability: string) => tasks.filter((task) => task.split === split && task.capability === capability).length;
+  const count = (split: string, capability: string) =>
+    tasks.filter((task) => task.split === split && task.capability === capability).length;
   expect(CAPABILITIES.map((capability) => count('train', capability))).toEqual([56, 28, 28, 14, 14]);
   expect(CAPABILITIES.map((capability) => count('held_out', capability))).toEqual([24, 12, 12, 6, 6]);
 });
 
 test('no package, evidence page or question serves two splits', () => {
-  const used = (split: string) => new Set(tasks.filter((task) => task.split === split).flatMap(({ evidence }) => evidence.map((url) => url.replace(/^pkg:\w+\//, ''))));
+  const used = (split: string) =>
+    new Set(
+      tasks
+        .filter((task) => task.split === split)
+        .flatMap(({ evidence }) => evidence.map((url) => url.replace(/^pkg:\w+\//, ''))),
+    );
   const held = used('held_out');
   expect([...used('train')].filter((name) => held.has(name))).toEqual([]);
   expect(new Set(tasks.map(({ question }) => question)).size).toBe(tasks.length);
@@ -74,7 +85,10 @@ test('every answer follows from the texts of its evidence pages, and with any on
     expect(template.derivation.answer(values as NonNullable<(typeof values)[number]>[], names)?.text).toBe(task.answer);
     if (task.evidence.length < 2 || !template.derivation.worksOnFewer) continue;
     for (const left of values.keys()) {
-      const fewer = template.derivation.answer(values.toSpliced(left, 1) as NonNullable<(typeof values)[number]>[], names.toSpliced(left, 1));
+      const fewer = template.derivation.answer(
+        values.toSpliced(left, 1) as NonNullable<(typeof values)[number]>[],
+        names.toSpliced(left, 1),
+      );
       expect([task.answer, ...task.aliases]).not.toContain(fewer?.text);
     }
   }
@@ -92,7 +106,12 @@ test('a corpus without facts is refused with what to do instead', async () => {
 });
 
 test('a task is dropped when another page states what its own page should be needed for', () => {
-  const license = (name: string): Need => ({ url: `pkg:npm/${name}`, name, field: 'license', value: { text: name === 'a' ? 'MIT' : 'ISC', items: null, count: null } });
+  const license = (name: string): Need => ({
+    url: `pkg:npm/${name}`,
+    name,
+    field: 'license',
+    value: { text: name === 'a' ? 'MIT' : 'ISC', items: null, count: null },
+  });
   const needs = [license('a'), license('b')];
   const own = [
     { url: 'pkg:npm/a', text: '# a\n\nLicense: MIT' },
@@ -112,7 +131,12 @@ test('a task is dropped when another page states what its own page should be nee
 });
 
 test('a page that adds nothing to a sum is not evidence', () => {
-  const need = (name: string, count: number): Need => ({ url: name, name, field: 'dev_dependencies', value: { text: String(count), items: null, count } });
+  const need = (name: string, count: number): Need => ({
+    url: name,
+    name,
+    field: 'dev_dependencies',
+    value: { text: String(count), items: null, count },
+  });
   const needs = [need('a', 3), need('b', 0)];
   const stated = new StatedValues(needs);
   for (const { url, value } of needs) stated.read({ url, text: `Development dependencies: ${value.text}` });
@@ -134,7 +158,11 @@ test('derivations by hand', () => {
   const number = (count: number) => ({ text: String(count), items: null, count });
   const list = (...items: string[]) => ({ text: items.join(', '), items, count: items.length });
   const word = (text: string) => ({ text, items: null, count: null });
-  const answer = (name: keyof typeof derivations, values: Parameters<(typeof derivations)['sum']['answer']>[0], names = ['a', 'b', 'c']) => (derivations[name] as Derivation).answer(values, names)?.text;
+  const answer = (
+    name: keyof typeof derivations,
+    values: Parameters<(typeof derivations)['sum']['answer']>[0],
+    names = ['a', 'b', 'c'],
+  ) => (derivations[name] as Derivation).answer(values, names)?.text;
   expect(answer('sum', [number(2), number(3), number(5)])).toBe('10');
   expect(answer('mean', [number(2), number(3), number(7)])).toBe('4');
   expect(answer('mean', [number(2), number(3), number(5)])).toBeUndefined(); // 10 / 3 has no one spelling
@@ -180,7 +208,11 @@ test('what a source knows of a page stands in its text, line by line', () => {
 
 test('a list that is cut says how long it is, and nobody takes the part for the whole', () => {
   expect(readField('Keywords (4): a, b, c, …', 'keywords')).toEqual({ text: 'a, b, c', items: null, count: 4 });
-  expect(readField('Dependencies (2): [a](pkg:npm/a), b', 'dependencies')).toEqual({ text: 'a, b', items: ['a', 'b'], count: 2 });
+  expect(readField('Dependencies (2): [a](pkg:npm/a), b', 'dependencies')).toEqual({
+    text: 'a, b',
+    items: ['a', 'b'],
+    count: 2,
+  });
   expect(readField('Dependencies (0): none', 'dependencies')).toEqual({ text: '', items: [], count: 0 });
 });
 

@@ -52,7 +52,8 @@ export function guessFromPage(question: string, title: string, text: string): st
     if (!match) continue;
     const words = normalizedTokens(match[1] as string);
     const fit = words.filter((word) => asked.has(stem(word))).length / words.length;
-    if (fit > best.fit) best = { fit, answer: (/\bhow many\b/i.test(question) ? match[2] : undefined) ?? (match[3] as string) };
+    if (fit > best.fit)
+      best = { fit, answer: (/\bhow many\b/i.test(question) ? match[2] : undefined) ?? (match[3] as string) };
   }
   return best.answer;
 }

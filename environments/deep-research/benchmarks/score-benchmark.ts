@@ -2,7 +2,7 @@
 import type { Task } from '../../../schemas/task.ts';
 import type { Span, Trajectory } from '../../../schemas/trajectory.ts';
 import { isExactMatch } from '../answer.ts';
-import { bootstrapMean, type Estimate, averageOf, meanOf, passAtK, type Tally } from './statistics.ts';
+import { averageOf, bootstrapMean, type Estimate, meanOf, passAtK, type Tally } from './statistics.ts';
 
 export type Sample = Pick<Trajectory, 'score' | 'spans' | 'termination' | 'answer' | 'sample'>;
 
@@ -38,7 +38,17 @@ const isRight = ({ score }: Sample): boolean => score.exact_match >= 1;
 /** An answer that never came counts as wrong; a sample that something outside the policy broke counts as nothing. */
 export function resultOf(
   task: Task,
-  { samples, closedBook, rules, seenTemplates }: { samples: readonly Sample[]; closedBook: readonly Sample[]; rules: RuleAnswers; seenTemplates: ReadonlySet<string> },
+  {
+    samples,
+    closedBook,
+    rules,
+    seenTemplates,
+  }: {
+    samples: readonly Sample[];
+    closedBook: readonly Sample[];
+    rules: RuleAnswers;
+    seenTemplates: ReadonlySet<string>;
+  },
 ): QuestionResult {
   const counted = samples.filter((sample) => !isBroken(sample)).toSorted((a, b) => a.sample - b.sample);
   const asked = closedBook.filter((sample) => !isBroken(sample));
@@ -76,18 +86,27 @@ export interface BenchmarkScores {
  * `avg@k` and `pass@k` over questions. Every estimate of one benchmark resamples the same questions in the same
  * way, so results of different checkpoints can be compared.
  */
-export function scoreQuestions(questions: readonly QuestionResult[], options: { benchmark: string; samples: number; metrics: readonly string[] }): BenchmarkScores {
+export function scoreQuestions(
+  questions: readonly QuestionResult[],
+  options: { benchmark: string; samples: number; metrics: readonly string[] },
+): BenchmarkScores {
   const { benchmark } = options;
   const asked = questions.filter(({ samples }) => samples > 0);
   const metrics = options.metrics.map((metric) => metricOf(metric, options.samples));
-  const main = (metrics.find(({ name }) => name.startsWith('avg_')) ?? metrics[0] ?? metricOf('avg@k', options.samples)).of;
+  const main = (metrics.find(({ name }) => name.startsWith('avg_')) ?? metrics[0] ?? metricOf('avg@k', options.samples))
+    .of;
   const estimate = (members: readonly QuestionResult[], of: (tally: Tally) => number | null): Estimate =>
-    bootstrapMean(members.map(of).filter((value) => value !== null), benchmark);
+    bootstrapMean(
+      members.map(of).filter((value) => value !== null),
+      benchmark,
+    );
   return {
     results: Object.fromEntries(metrics.map(({ name, of }) => [name, estimate(asked, of)])),
     baselines: Object.fromEntries(
       baselineNames(questions).map((name) => {
-        const values = questions.map(({ baselines }) => baselines[name]).filter((value) => value !== null && value !== undefined);
+        const values = questions
+          .map(({ baselines }) => baselines[name])
+          .filter((value) => value !== null && value !== undefined);
         return [name, bootstrapMean(values, benchmark)];
       }),
     ),
@@ -110,7 +129,9 @@ function metricOf(metric: string, samples: number): { name: string; of: (tally: 
 }
 
 function baselineNames(questions: readonly QuestionResult[]): string[] {
-  return Object.keys(questions[0]?.baselines ?? {}).filter((name) => questions.some(({ baselines }) => baselines[name] !== null));
+  return Object.keys(questions[0]?.baselines ?? {}).filter((name) =>
+    questions.some(({ baselines }) => baselines[name] !== null),
+  );
 }
 
 function groupsOf(questions: readonly QuestionResult[]): Map<string, QuestionResult[]> {
@@ -137,9 +158,13 @@ export class ToolUse {
     this.#count(`termination/${sample.termination}`, 1);
     this.#count('turns', actions.length);
     this.#count('tokens', sample.spans.at(-1)?.end ?? 0);
-    this.#count('action_tokens', actions.reduce((sum, { start, end }) => sum + end - start, 0));
+    this.#count(
+      'action_tokens',
+      actions.reduce((sum, { start, end }) => sum + end - start, 0),
+    );
     for (const action of actions) this.#countAction(action);
-    for (const { kind, status } of sample.spans) if (kind === 'observation' && status === 'tool_error') this.#count('tool_errors', 1);
+    for (const { kind, status } of sample.spans)
+      if (kind === 'observation' && status === 'tool_error') this.#count('tool_errors', 1);
   }
 
   #countAction({ tool, status }: Span): void {
@@ -155,6 +180,10 @@ export class ToolUse {
   means(): Record<string, number> {
     const { malformed = 0, ...others } = Object.fromEntries(this.#sums);
     const means = Object.entries(others).map(([name, sum]) => [name, sum / this.#samples] as const);
-    return Object.fromEntries([...means, ['malformed', this.#actions === 0 ? 0 : malformed / this.#actions] as const].sort(([a], [b]) => (a < b ? -1 : 1)));
+    return Object.fromEntries(
+      [...means, ['malformed', this.#actions === 0 ? 0 : malformed / this.#actions] as const].sort(([a], [b]) =>
+        a < b ? -1 : 1,
+      ),
+    );
   }
 }

@@ -58,7 +58,8 @@ export class StatedValues {
       if (seen.has(name)) continue;
       seen.add(name);
       for (const need of this.#needsOfName.get(name) ?? []) {
-        if (need.url !== url && MENTION_WORDS[need.field].test(line) && states(line, need)) this.#sources.get(keyOf(need))?.add(url);
+        if (need.url !== url && MENTION_WORDS[need.field].test(line) && states(line, need))
+          this.#sources.get(keyOf(need))?.add(url);
       }
     }
   }
@@ -105,7 +106,16 @@ export function checkEvidence(
   for (const { url } of needs) {
     const left = needs.flatMap((need, index) => (stated.isStatedWithout(need, url) ? [index] : []));
     if (left.length === needs.length) return 'derivable_without_a_page';
-    if (answersAlike(derivation, needs.map(({ value }) => value), names, left, answer)) return 'same_answer_without_a_page';
+    if (
+      answersAlike(
+        derivation,
+        needs.map(({ value }) => value),
+        names,
+        left,
+        answer,
+      )
+    )
+      return 'same_answer_without_a_page';
   }
   return 'ok';
 }

@@ -81,7 +81,8 @@ export const derivations = {
   pair: {
     worksOnFewer: true,
     reads: 'text',
-    answer: (values) => (values.every(({ text }) => !/,| and /.test(text)) ? exactly(values.map(({ text }) => text).join(' and ')) : null),
+    answer: (values) =>
+      values.every(({ text }) => !/,| and /.test(text)) ? exactly(values.map(({ text }) => text).join(' and ')) : null,
     explain: ({ text }) => `Together: ${text}.`,
   },
   sum: {
@@ -94,14 +95,18 @@ export const derivations = {
   union: {
     worksOnFewer: true,
     reads: 'text',
-    answer: (values) => (values.every(({ items }) => items !== null) ? anyOrder([...new Set(values.flatMap(({ items }) => items as string[]))]) : null),
+    answer: (values) =>
+      values.every(({ items }) => items !== null)
+        ? anyOrder([...new Set(values.flatMap(({ items }) => items as string[]))])
+        : null,
     explain: ({ text }) => `All of them: ${text}.`,
   },
   /** The different values; a page that only repeats another's makes no good question. */
   distinct: {
     worksOnFewer: true,
     reads: 'text',
-    answer: (values) => (new Set(values.map(({ text }) => text)).size === values.length ? anyOrder(values.map(({ text }) => text)) : null),
+    answer: (values) =>
+      new Set(values.map(({ text }) => text)).size === values.length ? anyOrder(values.map(({ text }) => text)) : null,
     explain: ({ text }) => `All of them: ${text}.`,
   },
   /** Names of some, but not all, of the packages. */
@@ -162,13 +167,17 @@ export const derivations = {
   mean: {
     worksOnFewer: true,
     reads: 'count',
-    answer: ofCounts((counts) => (new Set(counts).size > 1 && add(counts) % counts.length === 0 ? add(counts) / counts.length : null)),
+    answer: ofCounts((counts) =>
+      new Set(counts).size > 1 && add(counts) % counts.length === 0 ? add(counts) / counts.length : null,
+    ),
     explain: ({ text }) => `The average is ${text}.`,
   },
   range: {
     worksOnFewer: false,
     reads: 'count',
-    answer: ofCounts((counts) => (new Set(counts).size === counts.length ? Math.max(...counts) - Math.min(...counts) : null)),
+    answer: ofCounts((counts) =>
+      new Set(counts).size === counts.length ? Math.max(...counts) - Math.min(...counts) : null,
+    ),
     explain: ({ text }) => `The difference is ${text}.`,
   },
 } satisfies Record<string, Derivation>;

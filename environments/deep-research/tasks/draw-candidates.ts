@@ -44,7 +44,10 @@ export function drawCandidates(template: Template, pool: PackagePool, options: D
     const packages = sampler();
     const candidate = packages && candidateOf(template, packages);
     if (!candidate) continue;
-    const identity = packages.map(({ url }) => url).sort().join(' ');
+    const identity = packages
+      .map(({ url }) => url)
+      .sort()
+      .join(' ');
     const answer = answerKey(candidate.answer);
     if (found.has(identity) || (answers.get(answer) ?? 0) >= options.maxPerAnswer) continue;
     found.set(identity, candidate);
@@ -75,7 +78,12 @@ function candidateOf(template: Template, packages: readonly Package[]): Candidat
 }
 
 /** Whether the answer changes when any one page is left out: by the facts alone, before the texts are read. */
-function everyPageCounts({ derivation }: Template, values: readonly FieldValue[], names: readonly string[], answer: string): boolean {
+function everyPageCounts(
+  { derivation }: Template,
+  values: readonly FieldValue[],
+  names: readonly string[],
+  answer: string,
+): boolean {
   const all = values.map((_, position) => position);
   return all.every((left) => !answersAlike(derivation, values, names, all.toSpliced(left, 1), answer));
 }
@@ -101,9 +109,19 @@ export class PackagePool {
 
 type Sampler = () => Package[] | null;
 
-function samplerOf(template: Template, pool: PackagePool, random: () => number, uses: ReadonlyMap<string, number>): Sampler | null {
+function samplerOf(
+  template: Template,
+  pool: PackagePool,
+  random: () => number,
+  uses: ReadonlyMap<string, number>,
+): Sampler | null {
   const samplers = template.ecosystems.flatMap((ecosystem) => {
-    const sampler = SAMPLERS[template.relation](template, ecosystem, pool, pickerOf(random, uses));
+    const sampler = SAMPLERS[template.relation]({
+      fields: template.fields,
+      ecosystem,
+      pool,
+      pick: pickerOf(random, uses),
+    });
     return sampler === null ? [] : [sampler];
   });
   if (samplers.length === 0) return null;
@@ -114,16 +132,24 @@ type Picker = <T>(items: readonly T[], urlOf: (item: T) => string) => T;
 
 function pickerOf(random: () => number, uses: ReadonlyMap<string, number>): Picker {
   return (items, urlOf) => {
-    const [first, second] = [0, 1].map(() => items[Math.floor(random() * items.length)]) as [(typeof items)[number], (typeof items)[number]];
+    const [first, second] = [0, 1].map(() => items[Math.floor(random() * items.length)]) as [
+      (typeof items)[number],
+      (typeof items)[number],
+    ];
     return (uses.get(urlOf(second)) ?? 0) < (uses.get(urlOf(first)) ?? 0) ? second : first;
   };
 }
 
-type SamplerMaker = (template: Template, ecosystem: Ecosystem, pool: PackagePool, pick: Picker) => Sampler | null;
+type SamplerMaker = (from: {
+  fields: readonly Field[];
+  ecosystem: Ecosystem;
+  pool: PackagePool;
+  pick: Picker;
+}) => Sampler | null;
 
 const SAMPLERS: Record<Template['relation'], SamplerMaker> = {
-  free(template, ecosystem, pool, pick) {
-    const slots = template.fields.map((field) => pool.having(ecosystem, field));
+  free({ fields, ecosystem, pool, pick }) {
+    const slots = fields.map((field) => pool.having(ecosystem, field));
     if (slots.some((items) => items.length < slots.length)) return null;
     return () => {
       const packages = slots.map((items) => pick(items, ({ url }) => url));
@@ -131,7 +157,7 @@ const SAMPLERS: Record<Template['relation'], SamplerMaker> = {
     };
   },
 
-  bridge(template, ecosystem, pool, pick) {
+  bridge({ ecosystem, pool, pick }) {
     const pairs = pool.having(ecosystem, 'dependencies').flatMap((first) => {
       const [only, ...others] = first.values.dependencies?.items ?? [];
       const second = only === undefined || others.length > 0 ? undefined : pool.at(siblingUrl(first, only));
@@ -140,7 +166,7 @@ const SAMPLERS: Record<Template['relation'], SamplerMaker> = {
     return pairs.length === 0 ? null : () => pick(pairs, (pair) => (pair[0] as Package).url);
   },
 
-  shared(template, ecosystem, pool, pick) {
+  shared({ ecosystem, pool, pick }) {
     const users = new Map<string, Package[]>();
     for (const item of pool.having(ecosystem, 'dependencies')) {
       const names = item.values.dependencies?.items ?? [];

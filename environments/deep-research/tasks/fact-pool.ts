@@ -1,4 +1,4 @@
-import { type Field, type FieldValue, FIELDS, storedField } from './fields.ts';
+import { FIELDS, type Field, type FieldValue, storedField } from './fields.ts';
 import { hashFraction, splitOf } from './seeded.ts';
 import type { Ecosystem } from './templates.ts';
 

@@ -74,7 +74,9 @@ const CUT = ', …';
 function listValue(value: string, count: number): FieldValue {
   if (count === 0) return { text: '', items: [], count };
   const isWhole = !value.endsWith(CUT);
-  const items = (isWhole ? value : value.slice(0, -CUT.length)).split(', ').map((item) => item.replace(/^\[([^\]]+)\]\([^)]*\)$/, '$1'));
+  const items = (isWhole ? value : value.slice(0, -CUT.length))
+    .split(', ')
+    .map((item) => item.replace(/^\[([^\]]+)\]\([^)]*\)$/, '$1'));
   return { text: items.join(', '), items: isWhole ? items : null, count };
 }
 
@@ -88,5 +90,8 @@ export function storedField(facts: Readonly<Record<string, unknown>>, field: Fie
 
 /** A page may show only the beginning of a list that is stored whole; nothing else may differ. */
 export function agrees(onPage: FieldValue, stored: FieldValue): boolean {
-  return onPage.count === stored.count && (onPage.items === null ? stored.text.startsWith(onPage.text) : onPage.text === stored.text);
+  return (
+    onPage.count === stored.count &&
+    (onPage.items === null ? stored.text.startsWith(onPage.text) : onPage.text === stored.text)
+  );
 }

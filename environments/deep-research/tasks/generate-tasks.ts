@@ -9,7 +9,7 @@ import { checkEvidence, StatedValues } from './check-evidence.ts';
 import { answerKey, type Candidate, drawCandidates, PackagePool } from './draw-candidates.ts';
 import { type FactPage, FactPool, packageOf, siblingUrl, splitOfPackage } from './fact-pool.ts';
 import { apportionTable } from './quotas.ts';
-import { type Template, TEMPLATES } from './templates.ts';
+import { TEMPLATES, type Template } from './templates.ts';
 
 /** A corpus as task generation reads it; each stream is in a fixed order. */
 export interface FactCorpus {
@@ -54,7 +54,10 @@ const SURPLUS = 3;
 const SAMPLE_PER_TASK = 20;
 const MIN_SAMPLE = 2000;
 
-export async function generateTasks(corpus: FactCorpus, options: GenerateOptions): Promise<{ tasks: Task[]; report: GenerationReport }> {
+export async function generateTasks(
+  corpus: FactCorpus,
+  options: GenerateOptions,
+): Promise<{ tasks: Task[]; report: GenerationReport }> {
   const pools = await samplePools(corpus, options);
   const quotas = quotasOf(options);
   const candidates = new Map<string, Candidate[]>();
@@ -77,8 +80,15 @@ export async function generateTasks(corpus: FactCorpus, options: GenerateOptions
 }
 
 /** A bounded sample of each split's packages, with the pages that their only dependencies lead to. */
-async function samplePools(corpus: FactCorpus, { splits, seed, count, source }: GenerateOptions): Promise<Map<string, PackagePool>> {
-  const samples = new Map(Object.keys(splits).sort().map((split) => [split, new FactPool(seed, Math.max(MIN_SAMPLE, SAMPLE_PER_TASK * count))]));
+async function samplePools(
+  corpus: FactCorpus,
+  { splits, seed, count, source }: GenerateOptions,
+): Promise<Map<string, PackagePool>> {
+  const samples = new Map(
+    Object.keys(splits)
+      .sort()
+      .map((split) => [split, new FactPool(seed, Math.max(MIN_SAMPLE, SAMPLE_PER_TASK * count))]),
+  );
   let pages = 0;
   for await (const page of corpus.factPages()) {
     const item = packageOf(page);
@@ -86,7 +96,11 @@ async function samplePools(corpus: FactCorpus, { splits, seed, count, source }: 
     pages += item ? 1 : 0;
   }
   if (pages === 0) {
-    throw new ExpError('NO_FACTS', `tasks.sources.${source}`, 'the corpus has no pages with facts to make tasks from; use a source of kind installed_packages, or import tasks');
+    throw new ExpError(
+      'NO_FACTS',
+      `tasks.sources.${source}`,
+      'the corpus has no pages with facts to make tasks from; use a source of kind installed_packages, or import tasks',
+    );
   }
   const pools = new Map<string, PackagePool>();
   for (const [split, sample] of samples) {
@@ -97,7 +111,9 @@ async function samplePools(corpus: FactCorpus, { splits, seed, count, source }: 
       const url = only === undefined || others.length > 0 ? undefined : siblingUrl(item, only);
       return url === undefined || known.has(url) || splitOfPackage(only as string, splits, seed) !== split ? [] : [url];
     });
-    const linked = (await corpus.factPagesAt([...new Set(missing)].sort())).map(packageOf).filter((item) => item !== null);
+    const linked = (await corpus.factPagesAt([...new Set(missing)].sort()))
+      .map(packageOf)
+      .filter((item) => item !== null);
     pools.set(split, new PackagePool([...packages, ...linked]));
   }
   return pools;
@@ -109,7 +125,12 @@ function quotasOf({ count, splits, mix }: GenerateOptions): Record<string, Recor
   return apportionTable(count, splits, shares);
 }
 
-function drawSplit(split: string, pool: PackagePool, quota: Readonly<Record<string, number>>, options: GenerateOptions): Candidate[] {
+function drawSplit(
+  split: string,
+  pool: PackagePool,
+  quota: Readonly<Record<string, number>>,
+  options: GenerateOptions,
+): Candidate[] {
   const uses = new Map<string, number>();
   return CAPABILITIES.flatMap((capability) => {
     const wanted = quota[capability] ?? 0;
@@ -135,7 +156,11 @@ function maxPerAnswer(wanted: number): number {
   return Math.max(1, Math.round(MAX_ANSWER_SHARE * wanted));
 }
 
-function isSound({ needs, packages, answer, template }: Candidate, stated: StatedValues, dropped: Record<string, number>): boolean {
+function isSound(
+  { needs, packages, answer, template }: Candidate,
+  stated: StatedValues,
+  dropped: Record<string, number>,
+): boolean {
   const names = packages.map(({ name }) => name);
   const verdict = checkEvidence(stated, needs, names, answer.text, template.derivation);
   if (verdict !== 'ok') dropped[verdict] = (dropped[verdict] ?? 0) + 1;
@@ -143,7 +168,11 @@ function isSound({ needs, packages, answer, template }: Candidate, stated: State
 }
 
 /** Fill each capability's quota, its templates in turn, no answer too often. */
-function choose(candidates: readonly Candidate[], quota: Readonly<Record<string, number>>, dropped: Record<string, number>): Candidate[] {
+function choose(
+  candidates: readonly Candidate[],
+  quota: Readonly<Record<string, number>>,
+  dropped: Record<string, number>,
+): Candidate[] {
   return Object.entries(quota).flatMap(([capability, wanted]) => {
     const queues = TEMPLATES.filter((template) => template.capability === capability)
       .map((template) => candidates.filter((candidate) => candidate.template === template))
@@ -158,7 +187,12 @@ function choose(candidates: readonly Candidate[], quota: Readonly<Record<string,
   });
 }
 
-function takeNext(queue: Candidate[], answers: Map<string, number>, most: number, dropped: Record<string, number>): Candidate | null {
+function takeNext(
+  queue: Candidate[],
+  answers: Map<string, number>,
+  most: number,
+  dropped: Record<string, number>,
+): Candidate | null {
   for (let candidate = queue.shift(); candidate; candidate = queue.shift()) {
     const key = answerKey(candidate.answer);
     if ((answers.get(key) ?? 0) < most) {
@@ -183,26 +217,42 @@ function taskOf({ template, question, answer, packages, ecosystem }: Candidate, 
     evidence: packages.map(({ url }) => url),
     deny_urls: [],
     template: template.id,
-    lookups: packages.map(({ url, name }, slot) => ({ query: `${name} ${eco}`, url, field: template.fields[slot] as string })),
+    lookups: packages.map(({ url, name }, slot) => ({
+      query: `${name} ${eco}`,
+      url,
+      field: template.fields[slot] as string,
+    })),
   };
 }
 
-function reportOf(chosen: readonly Candidate[], asked: Readonly<Record<string, number>>): GenerationReport['splits'][string] {
+function reportOf(
+  chosen: readonly Candidate[],
+  asked: Readonly<Record<string, number>>,
+): GenerationReport['splits'][string] {
   const count = (items: readonly string[]) => {
     const counts: Record<string, number> = {};
     for (const item of items) counts[item] = (counts[item] ?? 0) + 1;
     return counts;
   };
-  const capabilities = Object.keys(asked).filter((capability) => chosen.some(({ template }) => template.capability === capability));
+  const capabilities = Object.keys(asked).filter((capability) =>
+    chosen.some(({ template }) => template.capability === capability),
+  );
   return {
     asked: { ...asked },
-    realised: { ...Object.fromEntries(Object.keys(asked).map((name) => [name, 0])), ...count(chosen.map(({ template }) => template.capability)) },
+    realised: {
+      ...Object.fromEntries(Object.keys(asked).map((name) => [name, 0])),
+      ...count(chosen.map(({ template }) => template.capability)),
+    },
     templates: count(chosen.map(({ template }) => template.id)),
     evidence_pages: new Set(chosen.flatMap(({ packages }) => packages.map(({ url }) => url))).size,
     most_frequent: Object.fromEntries(
       capabilities.map((capability) => {
-        const answers = chosen.filter(({ template }) => template.capability === capability).map(({ answer }) => answerKey(answer));
-        const [answer, times] = Object.entries(count(answers)).sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1))[0] as [string, number];
+        const answers = chosen
+          .filter(({ template }) => template.capability === capability)
+          .map(({ answer }) => answerKey(answer));
+        const [answer, times] = Object.entries(count(answers)).sort(
+          (a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1),
+        )[0] as [string, number];
         return [capability, { answer, share: times / answers.length }];
       }),
     ),

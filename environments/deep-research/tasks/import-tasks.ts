@@ -31,12 +31,19 @@ export function taskOfRow(row: unknown, columns: TaskColumns, source: string): I
   const [answer, ...others] = textsOf(record[columns.answer]) ?? [];
   if (answer === undefined) return `no ${columns.answer}`;
   if (question.length > MAX_QUESTION || answer.length > MAX_ANSWER) return 'question or answer is too long';
-  const lists = { aliases: record[columns.aliases], gold_ids: record[columns.gold_ids], deny_urls: record[columns.deny_urls] };
-  const { aliases, gold_ids, deny_urls } = Object.fromEntries(Object.entries(lists).map(([name, value]) => [name, textsOf(value)]));
+  const lists = {
+    aliases: record[columns.aliases],
+    gold_ids: record[columns.gold_ids],
+    deny_urls: record[columns.deny_urls],
+  };
+  const { aliases, gold_ids, deny_urls } = Object.fromEntries(
+    Object.entries(lists).map(([name, value]) => [name, textsOf(value)]),
+  );
   if (!aliases) return `${columns.aliases} is not a list of texts`;
   if (!gold_ids) return `${columns.gold_ids} is not a list of ids`;
   if (!deny_urls) return `${columns.deny_urls} is not a list of URLs`;
-  const id = textOf(record[columns.id]) ?? createHash('sha256').update(`${question}\n${answer}`).digest('hex').slice(0, 16);
+  const id =
+    textOf(record[columns.id]) ?? createHash('sha256').update(`${question}\n${answer}`).digest('hex').slice(0, 16);
   return {
     task_id: `${source}-${id}`,
     question,
@@ -69,7 +76,10 @@ function capabilityOf(value: unknown): Capability | 'unknown' {
  * Give each task a split, in exact proportion, by a seeded order of ids. A limit keeps the first tasks of that
  * order, so a smaller set is part of a larger one.
  */
-export function splitTasks(tasks: readonly ImportedTask[], options: { splits: Readonly<Record<string, number>>; seed: number; limit: number | null }): Task[] {
+export function splitTasks(
+  tasks: readonly ImportedTask[],
+  options: { splits: Readonly<Record<string, number>>; seed: number; limit: number | null },
+): Task[] {
   const ordered = tasks
     .map((task) => ({ task, rank: hashFraction(`${options.seed}/order/${task.task_id}`) }))
     .sort((a, b) => a.rank - b.rank || (a.task.task_id < b.task.task_id ? -1 : 1))

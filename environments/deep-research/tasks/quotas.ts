@@ -26,14 +26,17 @@ export function apportionTable(
   columns: Readonly<Record<string, number>>,
 ): Record<string, Record<string, number>> {
   const [rowTotals, columnTotals] = [apportion(total, rows), apportion(total, columns)];
-  const [rowSum, columnSum] = [rows, columns].map((shares) => Object.values(shares).reduce((sum, share) => sum + share, 0)) as [number, number];
+  const [rowSum, columnSum] = [rows, columns].map((shares) =>
+    Object.values(shares).reduce((sum, share) => sum + share, 0),
+  ) as [number, number];
   const cells = Object.keys(rowTotals).flatMap((row) =>
     Object.keys(columnTotals).map((column) => {
       const exact = (total * (rows[row] as number) * (columns[column] as number)) / (rowSum * columnSum);
       return { row, column, exact, count: Math.floor(exact + 1e-9) };
     }),
   );
-  const left = (name: 'row' | 'column', value: string, wanted: number) => wanted - cells.reduce((sum, cell) => sum + (cell[name] === value ? cell.count : 0), 0);
+  const left = (name: 'row' | 'column', value: string, wanted: number) =>
+    wanted - cells.reduce((sum, cell) => sum + (cell[name] === value ? cell.count : 0), 0);
   const byRemainder = cells.toSorted((a, b) => remainder(b.exact) - remainder(a.exact));
   for (const needsColumn of [true, false]) {
     for (const cell of byRemainder) {
@@ -43,6 +46,9 @@ export function apportionTable(
     }
   }
   return Object.fromEntries(
-    Object.keys(rowTotals).map((row) => [row, Object.fromEntries(cells.filter((cell) => cell.row === row).map(({ column, count }) => [column, count]))]),
+    Object.keys(rowTotals).map((row) => [
+      row,
+      Object.fromEntries(cells.filter((cell) => cell.row === row).map(({ column, count }) => [column, count])),
+    ]),
   );
 }

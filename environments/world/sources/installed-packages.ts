@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { ExpError } from '../../../schemas/errors.ts';
 import type { SourcePage } from '../../environment.ts';
 import { readNpmPackage } from './npm-package.ts';
+import { normalizePythonName, npmUrl, pythonUrl } from './package-url.ts';
 import { readPythonPackage } from './python-package.ts';
 
 export type Ecosystem = 'npm' | 'python';
@@ -70,7 +71,11 @@ async function npmLocations(root: string): Promise<PackageLocation[]> {
 /** Packages that `requirements.txt` pins: what else is in the environment is there on this machine only. */
 async function pythonLocations(root: string): Promise<PackageLocation[]> {
   const requirements = await readText(join(root, 'requirements.txt'), 'python');
-  const pinned = new Set([...requirements.matchAll(/^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==/gm)].map(([, name]) => normalizePythonName(name as string)));
+  const pinned = new Set(
+    [...requirements.matchAll(/^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*==/gm)].map(([, name]) =>
+      normalizePythonName(name as string),
+    ),
+  );
   const lib = join(root, '.exp/venv/lib');
   const python = (await list(lib, 'python')).find((name) => name.startsWith('python3'));
   const sitePackages = join(lib, python ?? 'python3', 'site-packages');
@@ -88,28 +93,19 @@ async function pythonLocations(root: string): Promise<PackageLocation[]> {
   return locations;
 }
 
-export function npmUrl(name: string): string {
-  return `pkg:npm/${name}`;
-}
-
-export function pythonUrl(name: string): string {
-  return `pkg:pypi/${normalizePythonName(name)}`;
-}
-
-/** PEP 503: one spelling a name. */
-export function normalizePythonName(name: string): string {
-  return name.toLowerCase().replace(/[-_.]+/g, '-');
-}
-
 async function readText(path: string, ecosystem: Ecosystem): Promise<string> {
   return readFile(path, 'utf8').catch((cause: unknown) => {
-    throw new ExpError('SOURCE_MISSING', path, `the ${ecosystem} packages of this checkout are not installed`, { cause });
+    throw new ExpError('SOURCE_MISSING', path, `the ${ecosystem} packages of this checkout are not installed`, {
+      cause,
+    });
   });
 }
 
 async function list(path: string, ecosystem: Ecosystem): Promise<string[]> {
   return readdir(path).catch((cause: unknown) => {
-    throw new ExpError('SOURCE_MISSING', path, `the ${ecosystem} packages of this checkout are not installed`, { cause });
+    throw new ExpError('SOURCE_MISSING', path, `the ${ecosystem} packages of this checkout are not installed`, {
+      cause,
+    });
   });
 }
 

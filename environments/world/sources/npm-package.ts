@@ -1,8 +1,8 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { SourcePage } from '../../environment.ts';
-import { npmUrl } from './installed-packages.ts';
 import { hostOf, oneLine, packagePage, repositoryName } from './package-page.ts';
+import { npmUrl } from './package-url.ts';
 
 interface PackageJson {
   version?: unknown;
@@ -61,7 +61,8 @@ function authorName(author: unknown): string | undefined {
 }
 
 function repositoryOf(repository: unknown): string | undefined {
-  const address = typeof repository === 'object' && repository !== null ? (repository as { url?: unknown }).url : repository;
+  const address =
+    typeof repository === 'object' && repository !== null ? (repository as { url?: unknown }).url : repository;
   return typeof address === 'string' ? repositoryName(address.replace(/^github:/, 'github.com/')) : undefined;
 }
 
@@ -71,5 +72,7 @@ function asRecord(value: unknown): Record<string, unknown> {
 
 function stringsOf(value: unknown): string[] {
   if (!Array.isArray(value)) return [];
-  return [...new Set(value.map((item) => oneLine(item)).filter((item) => item !== undefined && !item.includes(',')))] as string[];
+  return [
+    ...new Set(value.map((item) => oneLine(item)).filter((item) => item !== undefined && !item.includes(','))),
+  ] as string[];
 }

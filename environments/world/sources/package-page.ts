@@ -44,10 +44,15 @@ export function packagePage(
   const sections = [`# ${titleOf(facts)}`, ...box];
   if (facts.description) sections.push(facts.description);
   if (facts.dependencies.length > 0) {
-    const links = facts.dependencies.map(({ name, range }) => `- [${name}](${linkOf(name)})${range ? ` ${range}` : ''}`);
+    const links = facts.dependencies.map(
+      ({ name, range }) => `- [${name}](${linkOf(name)})${range ? ` ${range}` : ''}`,
+    );
     sections.push(`## Links\n\n${links.join('\n')}`);
   }
-  for (const [label, items] of [['extras', facts.extras ?? []], ['keywords', facts.keywords]] as const) {
+  for (const [label, items] of [
+    ['extras', facts.extras ?? []],
+    ['keywords', facts.keywords],
+  ] as const) {
     if (items.length > BOX_WORDS) sections.push(`## All ${label}\n\n${items.join(', ')}`);
   }
   const text = headOf(cleanReadme(readme), readmeChars);
@@ -115,11 +120,14 @@ function cleanReadme(readme: string): string {
   return readme
     .replace(/\r\n?/g, '\n')
     .replace(/<!--[\s\S]*?-->/g, '')
-    .replace(/<\/?(?:img|source|picture|p|div|span|a|br|hr|h[1-6]|sub|sup|center|table|thead|tbody|tr|td|th)\b[^<>]*>/gi, '')
+    .replace(
+      /<\/?(?:img|source|picture|p|div|span|a|br|hr|h[1-6]|sub|sup|center|table|thead|tbody|tr|td|th)\b[^<>]*>/gi,
+      '',
+    )
     .replace(/^\.\. (?:\|[^|\n]*\| )?image::.*(?:\n[ \t]+:.*)*/gm, '')
     .replace(/!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])/g, '')
     .replace(/\[\s*\](?:\([^)]*\)|\[[^\]]*\])/g, '')
-    .replace(/\u0000/g, '')
+    .replaceAll('\0', '')
     .replace(/[ \t]+$/gm, '')
     .replace(/\n{3,}/g, '\n\n')
     .trim();
@@ -141,7 +149,10 @@ export function oneLine(value: unknown, limit = 80): string | undefined {
 
 /** `owner/name` of a repository address on one of the hosts where that pair names it. */
 export function repositoryName(address: string): string | undefined {
-  const match = /(?:github|gitlab|bitbucket|codeberg)(?:\.com|\.org)?[:/]+([\w.-]+)\/([\w.-]+?)(?:\.git)?(?:[/#?].*)?$/.exec(address.trim());
+  const match =
+    /(?:github|gitlab|bitbucket|codeberg)(?:\.com|\.org)?[:/]+([\w.-]+)\/([\w.-]+?)(?:\.git)?(?:[/#?].*)?$/.exec(
+      address.trim(),
+    );
   if (match) return `${match[1]}/${match[2]}`;
   return /^[\w.-]+\/[\w.-]+$/.test(address.trim()) ? address.trim() : undefined;
 }

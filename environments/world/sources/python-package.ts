@@ -1,8 +1,8 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { SourcePage } from '../../environment.ts';
-import { normalizePythonName, pythonUrl } from './installed-packages.ts';
 import { hostOf, oneLine, packagePage, repositoryName } from './package-page.ts';
+import { normalizePythonName, pythonUrl } from './package-url.ts';
 
 /** The page of one `.dist-info` folder; null when it holds no metadata. */
 export async function readPythonPackage(name: string, folder: string, readmeChars: number): Promise<SourcePage | null> {
@@ -38,11 +38,14 @@ export function parseMetadata(raw: string): { headers: Map<string, string[]>; bo
   const text = raw.replace(/\r\n/g, '\n');
   const end = text.indexOf('\n\n');
   const head = end < 0 ? text : text.slice(0, end);
-  for (const line of head.replace(/\n(?=[ \t])/g, '\u0000').split('\n')) {
+  for (const line of head.split(/\n(?![ \t])/)) {
     const colon = line.indexOf(':');
     if (colon <= 0) continue;
     const name = line.slice(0, colon).toLowerCase();
-    const value = line.slice(colon + 1).replace(/\u0000(?: {8}|\s*\|)?/g, '\n').trim();
+    const value = line
+      .slice(colon + 1)
+      .replace(/\n(?: {8}|[ \t]*\|)?/g, '\n')
+      .trim();
     if (value === '' || value === 'UNKNOWN') continue;
     headers.set(name, [...(headers.get(name) ?? []), value]);
   }
@@ -62,7 +65,12 @@ function licenseOf(headers: Map<string, string[]>): string | undefined {
 /** `Name <mail>` or `"Name" <mail>, Other <mail>`: the names alone. A bare address names nobody. */
 function authorName(value: string | undefined): string | undefined {
   if (value === undefined) return undefined;
-  const names = value.split(',').map((part) => part.replace(/\s*<[^>]*>/, '').replace(/^\s*"|"\s*$/g, '').trim());
+  const names = value.split(',').map((part) =>
+    part
+      .replace(/\s*<[^>]*>/, '')
+      .replace(/^\s*"|"\s*$/g, '')
+      .trim(),
+  );
   return oneLine(names.filter((part) => part !== '' && !part.includes('@')).join(', '));
 }
 
