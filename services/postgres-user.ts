@@ -22,7 +22,10 @@ export function postgresUser(paths: readonly string[]): PostgresUser {
   const switchUser = ['setpriv', `--reuid=${ids.uid}`, `--regid=${ids.gid}`, '--clear-groups', '--no-new-privs'];
   if (paths.every((path) => reachableByAll(path))) return { ids, prefix: [...switchUser, '--inh-caps=-all'] };
   const capability = availableCapability();
-  return { ids, prefix: [...switchUser, `--inh-caps=-all,+${capability}`, `--ambient-caps=-all,+${capability}`] };
+  // access(2), which initdb asks about its binaries, heeds capabilities only where a change of user leaves them alone.
+  const heeded = '--securebits=+no_setuid_fixup';
+  const capabilities = [`--inh-caps=-all,+${capability}`, `--ambient-caps=-all,+${capability}`];
+  return { ids, prefix: [...switchUser, heeded, ...capabilities] };
 }
 
 /** initdb looks its user up by name, so it must be one that the machine knows. */
