@@ -25,7 +25,14 @@ export interface IndexDeps {
   progress(key: string, done: number, total: number, detail: string): Promise<void>;
 }
 
-export const createIndexActivities = ({ plans, store, pool, milvus, embedders, progress }: IndexDeps): Pick<CpuActivities, 'buildIndex'> => ({
+export const createIndexActivities = ({
+  plans,
+  store,
+  pool,
+  milvus,
+  embedders,
+  progress,
+}: IndexDeps): Pick<CpuActivities, 'buildIndex'> => ({
   /**
    * Embed and insert the chunks of one corpus, shard by shard, and publish the manifest.
    *
@@ -81,9 +88,17 @@ export const createIndexActivities = ({ plans, store, pool, milvus, embedders, p
 /** The plan froze which weights are meant; other ones must not slip in under their name. */
 function checkEmbedder(at: string, { model, dimension }: Embedder, planned: IndexParameters['embedder']): void {
   if (model.folderDigest !== null && model.folderDigest !== planned.sha256) {
-    throw new ExpError('EMBEDDER_DIGEST', at, `the plan was made with ${planned.model} ${planned.sha256}, here it is ${model.folderDigest}`);
+    throw new ExpError(
+      'EMBEDDER_DIGEST',
+      at,
+      `the plan was made with ${planned.model} ${planned.sha256}, here it is ${model.folderDigest}`,
+    );
   }
   if (dimension !== planned.dimension) {
-    throw new ExpError('EMBEDDER_DIGEST', at, `${planned.model} has ${dimension} dimensions, the plan says ${planned.dimension}`);
+    throw new ExpError(
+      'EMBEDDER_DIGEST',
+      at,
+      `${planned.model} has ${dimension} dimensions, the plan says ${planned.dimension}`,
+    );
   }
 }

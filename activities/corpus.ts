@@ -20,7 +20,13 @@ export interface CorpusDeps {
   progress(key: string, done: number, total: number, detail: string): Promise<void>;
 }
 
-export const createCorpusActivities = ({ plans, store, pool, embedders, progress }: CorpusDeps): Pick<CpuActivities, 'corpus'> => ({
+export const createCorpusActivities = ({
+  plans,
+  store,
+  pool,
+  embedders,
+  progress,
+}: CorpusDeps): Pick<CpuActivities, 'corpus'> => ({
   /**
    * Bring the pages of all sources into PostgreSQL and publish what is there. Runs again after a crash: pages already
    * stored are skipped. What the manifest promises is read back before it is published.

@@ -2,7 +2,15 @@ import { ApplicationFailure, CancelledFailure } from '@temporalio/activity';
 import { ExpError } from '../schemas/errors.ts';
 
 /** Codes of outages: the same call may succeed later. Every other ExpError is an answer and is not retried. */
-const OUTAGES = new Set(['WORLD_UNAVAILABLE', 'ENGINE_UNAVAILABLE', 'TRAINER_LOST', 'LEASE_LOST', 'UNAVAILABLE', 'INDEX_INCOMPLETE', 'EMBEDDER_UNAVAILABLE']);
+const OUTAGES = new Set([
+  'WORLD_UNAVAILABLE',
+  'ENGINE_UNAVAILABLE',
+  'TRAINER_LOST',
+  'LEASE_LOST',
+  'UNAVAILABLE',
+  'INDEX_INCOMPLETE',
+  'EMBEDDER_UNAVAILABLE',
+]);
 
 /** The only place where our errors become Temporal's. */
 export function toFailure(error: unknown): unknown {

@@ -37,4 +37,5 @@ export const createHoldTrainerActivities = ({ client, host, taskQueue }: HoldTra
 });
 
 /** A worker that shuts down leaves the process to be adopted; a cancelled hold ends it. */
-const isAsked = (reason: unknown): boolean => !String((reason as Error | undefined)?.message ?? reason).includes('SHUTDOWN');
+const isAsked = (reason: unknown): boolean =>
+  !String((reason as Error | undefined)?.message ?? reason).includes('SHUTDOWN');

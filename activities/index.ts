@@ -52,7 +52,12 @@ export interface CpuActivities {
   tasks(node: NodeRef): Promise<ArtifactRef>;
   demonstrations(node: NodeRef): Promise<ArtifactRef>;
   /** Write the rollout specs of a profile, a benchmark, or one rl step. Deterministic: same input, same blob. */
-  prepareRollouts(input: { node: NodeRef; step: number; round: number; checkpoint: Checkpoint }): Promise<RolloutRequest>;
+  prepareRollouts(input: {
+    node: NodeRef;
+    step: number;
+    round: number;
+    checkpoint: Checkpoint;
+  }): Promise<RolloutRequest>;
   publishProfile(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   publishBenchmark(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   report(node: NodeRef): Promise<ArtifactRef>;

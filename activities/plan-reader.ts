@@ -1,6 +1,6 @@
 import type { Manifest } from '../schemas/artifact.ts';
-import type { NodeKind, Plan, PlanNode } from '../schemas/plan.ts';
 import { ExpError } from '../schemas/errors.ts';
+import type { NodeKind, Plan, PlanNode } from '../schemas/plan.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { NodeRef } from './index.ts';
 

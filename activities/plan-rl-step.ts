@@ -98,9 +98,14 @@ async function* trainingRows(paths: readonly string[], advantages: ReadonlyMap<s
   }
 }
 
-const mean = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);
+const mean = (values: readonly number[]): number =>
+  values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);
 
-function rolloutMetrics(groups: ReadonlyMap<string, Graded[]>, informative: number, shards: readonly RolloutShard[]): Record<string, number> {
+function rolloutMetrics(
+  groups: ReadonlyMap<string, Graded[]>,
+  informative: number,
+  shards: readonly RolloutShard[],
+): Record<string, number> {
   const all = [...groups.values()].flat();
   const actions = (row: Graded) => row.spans.filter(({ kind }) => kind === 'action');
   return {

@@ -35,7 +35,13 @@ const BATCHES = `
     ) order by step, sequence_id
   ) to '$out' (format parquet, compression zstd, partition_by (step))`;
 
-export const createPlanSftActivities = ({ plans, store, ledger, progress, work }: PlanSftDeps): Pick<StageActivities, 'planSft'> => ({
+export const createPlanSftActivities = ({
+  plans,
+  store,
+  ledger,
+  progress,
+  work,
+}: PlanSftDeps): Pick<StageActivities, 'planSft'> => ({
   /** Shuffle, cut into batches in one streaming pass, and write every batch to the ledger before the first step. */
   async planSft(ref: NodeRef) {
     const node = await plans.node(ref);
@@ -59,12 +65,23 @@ export const createPlanSftActivities = ({ plans, store, ledger, progress, work }
 });
 
 /** Batch files in step order. */
-async function writeBatches(options: { source: string; out: string; seed: number; batch: number; epochs: number }): Promise<string[]> {
+async function writeBatches(options: {
+  source: string;
+  out: string;
+  seed: number;
+  batch: number;
+  epochs: number;
+}): Promise<string[]> {
   const { source, out, seed, batch, epochs } = options;
   const database = await DuckDBInstance.create(':memory:', { threads: '1' });
   const connection = await database.connect();
   try {
-    await connection.run(BATCHES.replace('$out', out.replaceAll("'", "''")), { source, batch, seed: String(seed), epochs });
+    await connection.run(BATCHES.replace('$out', out.replaceAll("'", "''")), {
+      source,
+      batch,
+      seed: String(seed),
+      epochs,
+    });
   } finally {
     connection.closeSync();
     database.closeSync();

@@ -1,10 +1,16 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
+import { ExpError } from '../schemas/errors.ts';
+import {
+  type AgentParameters,
+  type NodeOf,
+  nodeOf,
+  type RewardParameters,
+  type SamplingParameters,
+} from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
 import type { Task } from '../schemas/task.ts';
-import { ExpError } from '../schemas/errors.ts';
-import { type AgentParameters, type NodeOf, nodeOf, type RewardParameters, type SamplingParameters } from '../schemas/node-parameters.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { CpuActivities, NodeRef } from './index.ts';
 import type { PlanReader } from './plan-reader.ts';
@@ -160,7 +166,9 @@ export function stratified(tasks: readonly Task[], count: number, seed: number |
 }
 
 function seededOrder(tasks: readonly Task[], seed: string): Task[] {
-  const rank = new Map(tasks.map(({ task_id }) => [task_id, createHash('sha256').update(`${seed}:${task_id}`).digest('hex')]));
+  const rank = new Map(
+    tasks.map(({ task_id }) => [task_id, createHash('sha256').update(`${seed}:${task_id}`).digest('hex')]),
+  );
   return [...tasks].sort((a, b) => ((rank.get(a.task_id) as string) < (rank.get(b.task_id) as string) ? -1 : 1));
 }
 

@@ -42,7 +42,8 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
     const { ledger, host } = deps;
     const planned = await ledger.get(ref.key, step);
     if (!planned) throw new ExpError('PLAN', `${ref.id} step ${step}`, 'the step has no batch in the ledger');
-    if (planned.status === 'done' && planned.saved) return { checkpoint: await checkpointAfter(deps, ref, planned.saved) };
+    if (planned.status === 'done' && planned.saved)
+      return { checkpoint: await checkpointAfter(deps, ref, planned.saved) };
 
     const client = await host.client(ref.key, epoch);
     return heartbeatWhile(client, async () => {
@@ -90,14 +91,21 @@ async function checkpointAfter({ plans }: TrainStageDeps, ref: NodeRef, saved: S
 }
 
 /** Make the process stand right after `step`: open it from the last saved state and replay the batches since. */
-async function bringTo(deps: TrainStageDeps, ref: NodeRef, client: TrainerClient, step: number, steps: number): Promise<void> {
+async function bringTo(
+  deps: TrainStageDeps,
+  ref: NodeRef,
+  client: TrainerClient,
+  step: number,
+  steps: number,
+): Promise<void> {
   const { ledger } = deps;
   const standing = await client.ping();
   // A step that a lost attempt asked for may have finished meanwhile; asking again returns its recorded result.
   if (standing.stage_key === ref.key && (standing.step === step || standing.step === step + 1)) return;
   const last = step > 0 ? await ledger.lastSaved(ref.key, step) : null;
   await open(deps, ref, client, steps, last);
-  for (const replayed of await ledger.between(ref.key, last?.step ?? 0, step)) await takeStep(deps, ref, client, replayed);
+  for (const replayed of await ledger.between(ref.key, last?.step ?? 0, step))
+    await takeStep(deps, ref, client, replayed);
 }
 
 const stageOf = (node: PlanNode) => node as unknown as NodeOf<'sft' | 'rl'>;
@@ -154,11 +162,18 @@ async function takeStep(deps: TrainStageDeps, ref: NodeRef, client: TrainerClien
 function lossOf(node: PlanNode): object {
   if (node.kind === 'sft') return { kind: 'cross_entropy', aggregation: nodeOf('sft', node).parameters.loss };
   const { clip, loss, kl, importance } = nodeOf('rl', node).parameters.algorithm;
-  return withoutNulls({ kind: 'policy_gradient', clip: withoutNulls(clip), aggregation: loss, kl, importance: importance && withoutNulls(importance) });
+  return withoutNulls({
+    kind: 'policy_gradient',
+    clip: withoutNulls(clip),
+    aggregation: loss,
+    kl,
+    importance: importance && withoutNulls(importance),
+  });
 }
 
 /** A parameter that was left out is null in the plan and absent on the wire. */
-const withoutNulls = (value: object): object => Object.fromEntries(Object.entries(value).filter(([, item]) => item !== null));
+const withoutNulls = (value: object): object =>
+  Object.fromEntries(Object.entries(value).filter(([, item]) => item !== null));
 
 /** Every rl step is served, so it is saved; sft saves now and then, and at its end. */
 async function savesAfter({ plans, ledger }: TrainStageDeps, ref: NodeRef, step: number): Promise<boolean> {
@@ -184,6 +199,10 @@ async function save({ store, work }: TrainStageDeps, client: TrainerClient): Pro
 }
 
 /** The running process already holds the merged weights in memory: quicker than merging them from files. */
-async function exportMerged({ merged, trainer }: TrainStageDeps, client: TrainerClient, checkpoint: Checkpoint): Promise<void> {
+async function exportMerged(
+  { merged, trainer }: TrainStageDeps,
+  client: TrainerClient,
+  checkpoint: Checkpoint,
+): Promise<void> {
   await client.call('export', { dir: merged.path(checkpoint), export_dtype: trainer.export_dtype });
 }

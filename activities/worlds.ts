@@ -41,7 +41,9 @@ export class Embedders {
   }
 
   open({ model, precision }: Pick<IndexParameters['embedder'], 'model' | 'precision'>): Promise<Embedder> {
-    return this.#open.get(`${model} ${precision}`, () => openEmbedder({ folder: this.#folderOf(model), model, precision }));
+    return this.#open.get(`${model} ${precision}`, () =>
+      openEmbedder({ folder: this.#folderOf(model), model, precision }),
+    );
   }
 
   /** Counts tokens as an embedder's tokenizer does; needs no model. */

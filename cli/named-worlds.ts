@@ -3,10 +3,10 @@ import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { join } from 'node:path';
 import type { Pool } from 'pg';
-import { connectMilvus } from '../environments/world/milvus.ts';
-import { openEmbedder } from '../environments/world/embedder.ts';
-import { openWorld } from '../environments/world/world.ts';
 import type { World } from '../environments/environment.ts';
+import { openEmbedder } from '../environments/world/embedder.ts';
+import { connectMilvus } from '../environments/world/milvus.ts';
+import { openWorld } from '../environments/world/world.ts';
 import type { CorpusBody, IndexBody } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { IndexParameters } from '../schemas/node-parameters.ts';
@@ -31,11 +31,17 @@ export async function saveWorld(pool: Pool, { name, corpus, index, parameters }:
 
 /** Throws WORLD_UNKNOWN, naming the worlds there are. */
 export async function findWorld(pool: Pool, name: string): Promise<NamedWorld> {
-  const { rows } = await pool.query<NamedWorld>('select name, corpus, index, parameters from worlds where name = $1', [name]);
+  const { rows } = await pool.query<NamedWorld>('select name, corpus, index, parameters from worlds where name = $1', [
+    name,
+  ]);
   if (rows[0]) return rows[0];
   const all = await pool.query<{ name: string }>('select name from worlds order by name limit 20');
   const known = all.rows.map((row) => row.name).join(', ');
-  throw new ExpError('WORLD_UNKNOWN', name, known ? `no world has this name; there are: ${known}` : 'there is no world yet; `exp world build` makes one');
+  throw new ExpError(
+    'WORLD_UNKNOWN',
+    name,
+    known ? `no world has this name; there are: ${known}` : 'there is no world yet; `exp world build` makes one',
+  );
 }
 
 export interface OpenedWorld {
@@ -45,7 +51,11 @@ export interface OpenedWorld {
 }
 
 /** Open a named world; everything opened here is closed by `close`. */
-export async function openNamedWorld(pool: Pool, { milvus: address }: Connections, named: NamedWorld): Promise<OpenedWorld> {
+export async function openNamedWorld(
+  pool: Pool,
+  { milvus: address }: Connections,
+  named: NamedWorld,
+): Promise<OpenedWorld> {
   const { tokenCounter } = await import('../environments/world/embedder-model.ts');
   const { model, precision } = named.parameters.embedder;
   const embedder = await openEmbedder({ folder: join(modelsDir(), model), model, precision, processes: 1 });
@@ -55,7 +65,16 @@ export async function openNamedWorld(pool: Pool, { milvus: address }: Connection
   };
   try {
     const { fusion, dense, sparse } = named.parameters;
-    const world = await openWorld({ pool, milvus, embedder, corpus: named.corpus, index: named.index, fusion, dense, sparse });
+    const world = await openWorld({
+      pool,
+      milvus,
+      embedder,
+      corpus: named.corpus,
+      index: named.index,
+      fusion,
+      dense,
+      sparse,
+    });
     const countTokens = await tokenCounter(join(modelsDir(), embedder.model.name));
     return { world, countTokens, close };
   } catch (error) {

@@ -53,7 +53,13 @@ export interface CorpusBody {
   corpus_key: string;
   pages: number;
   bytes: number;
-  dropped: { exact_duplicates: number; near_duplicates: number; repeated_urls: number; over_limit: number; bad_rows: number };
+  dropped: {
+    exact_duplicates: number;
+    near_duplicates: number;
+    repeated_urls: number;
+    over_limit: number;
+    bad_rows: number;
+  };
   sources: { name: string; kind: string; licence: string; provenance: string; pages: number }[];
   /** SHA-256 over (url, page hash) in url order; verified live against PostgreSQL before reuse. */
   fingerprint: string;

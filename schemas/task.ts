@@ -1,7 +1,13 @@
 import { type Static, Type } from 'typebox';
 
 /** The five atomic capabilities of LiteResearcher (arXiv names them so). */
-export const CAPABILITIES = ['direct_retrieval', 'aggregation', 'enumeration', 'cross_verification', 'statistics'] as const;
+export const CAPABILITIES = [
+  'direct_retrieval',
+  'aggregation',
+  'enumeration',
+  'cross_verification',
+  'statistics',
+] as const;
 export const Capability = Type.Union(CAPABILITIES.map((name) => Type.Literal(name)));
 export type Capability = (typeof CAPABILITIES)[number];
 
@@ -21,9 +27,7 @@ export const Task = Type.Object(
     deny_urls: Type.Array(Type.String()),
     /** Generated tasks: the template, and what a scripted expert must look up. Absent on imported tasks. */
     template: Type.Optional(Type.String()),
-    lookups: Type.Optional(
-      Type.Array(Type.Object({ query: Type.String(), url: Type.String(), field: Type.String() })),
-    ),
+    lookups: Type.Optional(Type.Array(Type.Object({ query: Type.String(), url: Type.String(), field: Type.String() }))),
   },
   { additionalProperties: false },
 );

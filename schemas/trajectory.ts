@@ -20,7 +20,12 @@ export const Span = Type.Object(
     end: Type.Integer(),
     /** Tool called in an action, or that produced an observation; 'answer' for an answer turn; null when malformed. */
     tool: Type.Union([Type.String(), Type.Null()]),
-    status: Type.Union([Type.Literal('ok'), Type.Literal('malformed'), Type.Literal('tool_error'), Type.Literal('forced')]),
+    status: Type.Union([
+      Type.Literal('ok'),
+      Type.Literal('malformed'),
+      Type.Literal('tool_error'),
+      Type.Literal('forced'),
+    ]),
     latency_ms: Type.Number(),
     cached: Type.Boolean(),
     /** Checkpoint digest that sampled the action; '' elsewhere. */

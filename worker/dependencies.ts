@@ -16,8 +16,8 @@ import { TrainerHost } from '../activities/adapters/trainer-host.ts';
 import { TurnJournal } from '../activities/adapters/turn-journal.ts';
 import { NodeProgress } from '../activities/node-progress.ts';
 import { PlanReader } from '../activities/plan-reader.ts';
-import type { TrainStageDeps } from '../activities/train-stage.ts';
 import { createLiveTracking } from '../activities/tracking.ts';
+import type { TrainStageDeps } from '../activities/train-stage.ts';
 import { Embedders, Tokenizers, Worlds } from '../activities/worlds.ts';
 import { verifyIndex } from '../environments/world/build-index.ts';
 import { connectMilvus } from '../environments/world/milvus.ts';
@@ -49,11 +49,23 @@ export async function openDependencies() {
   mkdirSync(work, { recursive: true });
 
   const packageDir = join(repoRoot(), 'trainer');
-  const merged = new MergedWeights({ store, cache: join(home(), 'cache', 'merged'), python: python(), packageDir, baseDir: modelDir, dtype: 'bfloat16' });
+  const merged = new MergedWeights({
+    store,
+    cache: join(home(), 'cache', 'merged'),
+    python: python(),
+    packageDir,
+    baseDir: modelDir,
+    dtype: 'bfloat16',
+  });
   const engines = new EnginePool({ pool, engines: addresses.engines, merged });
   const host = new TrainerHost({ pool, host: hostname(), logDir: join(home(), 'logs'), python: python(), packageDir });
   const mlflow = new Mlflow({ ...addresses.mlflow, pool });
-  const outbox = new Outbox({ pool, deliver: createMlflowDelivery({ pool, mlflow, store }), refusedCodes: REFUSED_CODES, log: (line) => console.log(line) });
+  const outbox = new Outbox({
+    pool,
+    deliver: createMlflowDelivery({ pool, mlflow, store }),
+    refusedCodes: REFUSED_CODES,
+    log: (line) => console.log(line),
+  });
 
   /** Pages and indexes live in services: their artifact counts only while they are there, unchanged. */
   const verifyLive = async (artifact: ArtifactRef): Promise<boolean> => {
@@ -68,7 +80,11 @@ export async function openDependencies() {
     namespace,
     verifyLive,
     // Half of the cores: the engine has the other half. Two programs whose threads wait for each other on the same cores crawl.
-    trainer: { export_dtype: 'bfloat16', threads: Math.max(1, Math.floor(availableParallelism() / 2)), micro_batch_tokens: 4096 } as const satisfies TrainStageDeps['trainer'],
+    trainer: {
+      export_dtype: 'bfloat16',
+      threads: Math.max(1, Math.floor(availableParallelism() / 2)),
+      micro_batch_tokens: 4096,
+    } as const satisfies TrainStageDeps['trainer'],
     madeWith: { commit: process.env['EXP_BUILD'] ?? 'unknown', host: hostname(), device: 'cpu' },
     client,
     pool,
@@ -91,7 +107,10 @@ export async function openDependencies() {
     /** One worker of the stack sends the outbox; the others find its lock taken. */
     startDraining() {
       const stopping = new AbortController();
-      const drained = outbox.drain({ signal: stopping.signal, feed: createLiveTracking({ pool, outbox, plans }).trackRunning });
+      const drained = outbox.drain({
+        signal: stopping.signal,
+        feed: createLiveTracking({ pool, outbox, plans }).trackRunning,
+      });
       return {
         async stop() {
           stopping.abort();

@@ -1,6 +1,6 @@
 /** One worker process: builds what activities depend on, and polls one resource class of task queues. */
 import { parseArgs } from 'node:util';
-import { Runtime, DefaultLogger, Worker, type WorkerOptions } from '@temporalio/worker';
+import { DefaultLogger, Runtime, Worker, type WorkerOptions } from '@temporalio/worker';
 import { activitiesFor, type Queue } from './activities.ts';
 import { openDependencies } from './dependencies.ts';
 import { failureInterceptor } from './interceptor.ts';
@@ -44,7 +44,15 @@ function workerOptions(queue: Queue, deps: Awaited<ReturnType<typeof openDepende
   };
   if (queue === 'exp-cpu') return [{ ...main, workflowBundle: { codePath: deps.workflowBundle } }];
   if (queue === 'exp-rollout') return [main];
-  return [main, { ...common, taskQueue: deps.hostQueue, activities: activitiesFor('host', deps), maxConcurrentActivityTaskExecutions: 4 }];
+  return [
+    main,
+    {
+      ...common,
+      taskQueue: deps.hostQueue,
+      activities: activitiesFor('host', deps),
+      maxConcurrentActivityTaskExecutions: 4,
+    },
+  ];
 }
 
 main().catch((error: unknown) => {

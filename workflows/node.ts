@@ -52,10 +52,12 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
 async function execution(ref: NodeRef, isAbandoned: () => boolean): Promise<NodeOutcome> {
   const work = new CancellationScope();
   const watch = new CancellationScope();
-  const watching = watch.run(() => condition(isAbandoned)).then(
-    () => work.cancel(),
-    () => undefined, // nobody watches any more
-  );
+  const watching = watch
+    .run(() => condition(isAbandoned))
+    .then(
+      () => work.cancel(),
+      () => undefined, // nobody watches any more
+    );
   try {
     return await work.run(() => execute(ref));
   } catch (error) {

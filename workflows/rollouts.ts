@@ -29,7 +29,9 @@ export async function rollouts({ node, step, round, checkpoint }: RolloutsInput)
       }
     };
     const lanes = await Promise.allSettled(Array.from({ length: Math.min(WINDOW, batches) }, lane));
-    const failed = lanes.find((outcome) => outcome.status === 'rejected' && !isCancellation(outcome.reason)) ?? lanes.find((outcome) => outcome.status === 'rejected');
+    const failed =
+      lanes.find((outcome) => outcome.status === 'rejected' && !isCancellation(outcome.reason)) ??
+      lanes.find((outcome) => outcome.status === 'rejected');
     if (failed) throw (failed as PromiseRejectedResult).reason;
     return shards;
   } finally {

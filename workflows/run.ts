@@ -1,6 +1,6 @@
 import { defineQuery, executeChild, isCancellation, setHandler, workflowInfo } from '@temporalio/workflow';
-import { arm as armWorkflow } from './arm.ts';
 import { ledger } from './activity-proxies.ts';
+import { arm as armWorkflow } from './arm.ts';
 import { always } from './cancellation.ts';
 import { type ArmStatus, type RunStatus, worstOf } from './outcome.ts';
 

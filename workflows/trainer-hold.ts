@@ -1,4 +1,13 @@
-import { ActivityFailure, CancellationScope, condition, defineSignal, isCancellation, setHandler, TimeoutFailure, workflowInfo } from '@temporalio/workflow';
+import {
+  ActivityFailure,
+  CancellationScope,
+  condition,
+  defineSignal,
+  isCancellation,
+  setHandler,
+  TimeoutFailure,
+  workflowInfo,
+} from '@temporalio/workflow';
 import type { NodeRef, TrainerActivities, TrainerHold } from '../activities/index.ts';
 import { gpu, trainerOn } from './activity-proxies.ts';
 import { always } from './cancellation.ts';
@@ -39,7 +48,11 @@ export async function withTrainer<T>(node: NodeRef, work: (trainer: HeldTrainer)
 
 /** Nobody polls the host's own queue any more. */
 function isHostLost(error: unknown): boolean {
-  return error instanceof ActivityFailure && error.cause instanceof TimeoutFailure && error.cause.timeoutType === 'SCHEDULE_TO_START';
+  return (
+    error instanceof ActivityFailure &&
+    error.cause instanceof TimeoutFailure &&
+    error.cause.timeoutType === 'SCHEDULE_TO_START'
+  );
 }
 
 function ignoreCancellation(error: unknown): void {

@@ -18,7 +18,9 @@ export interface BlobStore {
 
 /** Where a profile keeps its blobs. `cacheRoot` holds what was read from a remote store. */
 export async function openBlobStore(
-  where: { kind: 'dir'; path: string } | { kind: 's3'; bucket: string; prefix: string; region: string; endpoint?: string },
+  where:
+    | { kind: 'dir'; path: string }
+    | { kind: 's3'; bucket: string; prefix: string; region: string; endpoint?: string },
   cacheRoot: string,
 ): Promise<BlobStore> {
   if (where.kind === 'dir') return new DirectoryBlobStore(where.path);
@@ -135,7 +137,8 @@ export class S3BlobStore implements BlobStore {
     try {
       await pipeline(Body as Readable, createWriteStream(temporary));
       const stored = await this.#cache.put(temporary);
-      if (stored !== sha256) throw new ExpError('ARTIFACT_CORRUPT', sha256, `the store returned other bytes (${stored})`);
+      if (stored !== sha256)
+        throw new ExpError('ARTIFACT_CORRUPT', sha256, `the store returned other bytes (${stored})`);
     } finally {
       await rm(temporary, { force: true });
     }

@@ -50,7 +50,10 @@ export class MergedWeights {
     for (const sha256 of checkpoint.adapters) adapters.push('--adapter', await store.openBlob(sha256));
     const args = ['-m', 'exp_trainer.merge', '--base', baseDir(checkpoint.model), ...adapters];
     try {
-      await promisify(execFile)(python, [...args, '--out', out, '--dtype', dtype], { cwd: packageDir, maxBuffer: 2 ** 24 });
+      await promisify(execFile)(python, [...args, '--out', out, '--dtype', dtype], {
+        cwd: packageDir,
+        maxBuffer: 2 ** 24,
+      });
     } catch (cause) {
       if (await isThere(join(out, 'probe.json'))) return out;
       const { stderr = '' } = cause as { stderr?: string };

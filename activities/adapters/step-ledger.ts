@@ -76,4 +76,9 @@ export class StepLedger {
   }
 }
 
-const toStep = ({ step, batch_blob, status, result }: StepRow): LedgerStep => ({ step, batch_blob, status, saved: result });
+const toStep = ({ step, batch_blob, status, result }: StepRow): LedgerStep => ({
+  step,
+  batch_blob,
+  status,
+  saved: result,
+});

@@ -1,7 +1,13 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
 import { ExpError } from '../../schemas/errors.ts';
-import { adoptTrainer, endProcessGroup, startTrainer, type TrainerClient, type TrainerLease } from './trainer-process.ts';
+import {
+  adoptTrainer,
+  endProcessGroup,
+  startTrainer,
+  type TrainerClient,
+  type TrainerLease,
+} from './trainer-process.ts';
 
 interface LeaseRow {
   epoch: string;
@@ -116,4 +122,5 @@ export class TrainerHost {
 
 const resourceOf = (stageKey: string): string => `trainer/${stageKey}`;
 
-const lost = (stageKey: string): ExpError => new ExpError('LEASE_LOST', stageKey, 'another holder took the trainer of this stage');
+const lost = (stageKey: string): ExpError =>
+  new ExpError('LEASE_LOST', stageKey, 'another holder took the trainer of this stage');

@@ -5,7 +5,7 @@ import { ExpError } from '../../schemas/errors.ts';
 import type { CorpusParameters, CorpusSource, IndexParameters } from '../../schemas/node-parameters.ts';
 import { modelsDir, repoRoot } from '../../services/home.ts';
 import type { Command, CommandIo } from '../command.ts';
-import { findWorld, openNamedWorld, type OpenedWorld, saveWorld, sha256OfFile } from '../named-worlds.ts';
+import { findWorld, type OpenedWorld, openNamedWorld, saveWorld, sha256OfFile } from '../named-worlds.ts';
 import { type Stack, withStack } from '../open-stack.ts';
 import { detectTerminal, oneLine, renderTable } from '../terminal.ts';
 
@@ -70,15 +70,29 @@ async function build(argv: string[], io: CommandIo): Promise<number> {
       pages: values['limit-pages'] === undefined ? null : integer('--limit-pages', values['limit-pages'], 1, 1e9),
       chunks: values['limit-chunks'] === undefined ? null : integer('--limit-chunks', values['limit-chunks'], 1, 1e9),
     },
-    near_duplicates: values['near-duplicates'] === undefined ? null : { threshold: share('--near-duplicates', values['near-duplicates']) },
+    near_duplicates:
+      values['near-duplicates'] === undefined
+        ? null
+        : { threshold: share('--near-duplicates', values['near-duplicates']) },
   };
   const precision = oneOf('--precision', values.precision, ['fp32', 'int8', 'fp16'] as const);
   return withStack(values.profile, async ({ connections }) => {
-    const [{ default: pg }, { connectMilvus }] = await Promise.all([import('pg'), import('../../environments/world/milvus.ts')]);
+    const [{ default: pg }, { connectMilvus }] = await Promise.all([
+      import('pg'),
+      import('../../environments/world/milvus.ts'),
+    ]);
     const { openEmbedder } = await import('../../environments/world/embedder.ts');
-    const embedder = await openEmbedder({ folder: join(modelsDir(), values.embedder), model: values.embedder, precision });
+    const embedder = await openEmbedder({
+      folder: join(modelsDir(), values.embedder),
+      model: values.embedder,
+      precision,
+    });
     const milvus = connectMilvus(connections.milvus);
-    const pool = new pg.Pool({ connectionString: connections.postgres.url, max: 4, application_name: 'exp world build' });
+    const pool = new pg.Pool({
+      connectionString: connections.postgres.url,
+      max: 4,
+      application_name: 'exp world build',
+    });
     try {
       const tools = { pool, milvus, embedder, io };
       return await buildWorld(tools, name, corpusParameters, paths, chunk, values.json);
@@ -120,7 +134,12 @@ async function buildWorld(
     fusion: { kind: 'rrf', k: 60 },
   };
   const countedBy = corpusParameters.limit.chunks === null ? null : { ...chunk, tokenizer: { model, sha256 } };
-  const corpusKey = contentKey({ kind: 'corpus', ...corpusParameters, chunk: countedBy, files: await digests(corpusParameters.sources, paths) });
+  const corpusKey = contentKey({
+    kind: 'corpus',
+    ...corpusParameters,
+    chunk: countedBy,
+    files: await digests(corpusParameters.sources, paths),
+  });
   const report = progress(io, json);
 
   const startedAt = performance.now();
@@ -176,7 +195,8 @@ async function search(argv: string[], io: CommandIo): Promise<number> {
     },
   });
   const [name, ...queries] = positionals;
-  if (name === undefined || queries.length === 0) throw new ExpError('USAGE', 'exp world search', 'needs a world and a query');
+  if (name === undefined || queries.length === 0)
+    throw new ExpError('USAGE', 'exp world search', 'needs a world and a query');
   const limit = integer('--limit', values.limit, 1, 1000);
   const mode = oneOf('--mode', values.mode, ['fused', 'dense', 'bm25'] as const);
   return withWorld(values.profile, name, async ({ world }) => {
@@ -205,13 +225,17 @@ async function visit(argv: string[], io: CommandIo): Promise<number> {
     },
   });
   const [name, ...urls] = positionals;
-  if (name === undefined || urls.length === 0) throw new ExpError('USAGE', 'exp world visit', 'needs a world and a URL');
+  if (name === undefined || urls.length === 0)
+    throw new ExpError('USAGE', 'exp world visit', 'needs a world and a URL');
   const maxTokens = integer('--tokens', values.tokens, 1, 1_000_000);
   return withWorld(values.profile, name, async ({ world, countTokens }) => {
     const pages = await world.visit(urls, values.goal, { maxTokens, countTokens });
     if (values.json) io.out(JSON.stringify(pages));
     for (const page of values.json ? [] : pages) {
-      if (page.status === 'ok') io.out(`${oneLine(page.title)}\n${oneLine(page.url)}${page.truncated ? '  (cut)' : ''}\n\n${printable(page.text)}\n`);
+      if (page.status === 'ok')
+        io.out(
+          `${oneLine(page.title)}\n${oneLine(page.url)}${page.truncated ? '  (cut)' : ''}\n\n${printable(page.text)}\n`,
+        );
       else io.err(`${oneLine(page.url)}: ${page.status}: ${page.message}`);
     }
     return pages.every(({ status }) => status === 'ok') ? 0 : 1;
@@ -236,12 +260,25 @@ async function evaluate(argv: string[], io: CommandIo): Promise<number> {
   const { evaluateWorld, readJudgedQueries } = await import('../../environments/world/evaluate.ts');
   const queries = await readJudgedQueries(values.queries, values.qrels ?? null);
   return withWorld(values.profile, name, async ({ world }) => {
-    const modes = await evaluateWorld(world, queries, (mode) => !values.json && io.err(`${queries.length} queries, ${mode} …`));
+    const modes = await evaluateWorld(
+      world,
+      queries,
+      (mode) => !values.json && io.err(`${queries.length} queries, ${mode} …`),
+    );
     if (values.json) {
-      io.out(JSON.stringify({ world: name, queries: queries.length, modes: Object.fromEntries(modes.map(({ mode, ...result }) => [mode, result])) }));
+      io.out(
+        JSON.stringify({
+          world: name,
+          queries: queries.length,
+          modes: Object.fromEntries(modes.map(({ mode, ...result }) => [mode, result])),
+        }),
+      );
       return 0;
     }
-    const columns = ['', 'nDCG@10', 'recall@5', 'recall@10', 'recall@100', 'ms/query'].map((title) => ({ title, align: 'right' as const }));
+    const columns = ['', 'nDCG@10', 'recall@5', 'recall@10', 'recall@100', 'ms/query'].map((title) => ({
+      title,
+      align: 'right' as const,
+    }));
     const rows = modes.map((result) => [
       result.mode,
       result.ndcg_at_10.toFixed(4),
@@ -255,7 +292,11 @@ async function evaluate(argv: string[], io: CommandIo): Promise<number> {
   });
 }
 
-function withWorld(profile: string | undefined, name: string, work: (opened: OpenedWorld, stack: Stack) => Promise<number>): Promise<number> {
+function withWorld(
+  profile: string | undefined,
+  name: string,
+  work: (opened: OpenedWorld, stack: Stack) => Promise<number>,
+): Promise<number> {
   return withStack(profile, async (stack) => {
     const opened = await openNamedWorld(stack.pool, stack.connections, await findWorld(stack.pool, name));
     try {
@@ -272,7 +313,9 @@ function parseSources(texts: readonly string[], licence: string, provenance: str
   const sources: Record<string, CorpusSource> = {};
   const paths: Record<string, string> = {};
   texts.forEach((text, index) => {
-    const [kind, path] = text.includes(':') ? [text.slice(0, text.indexOf(':')), text.slice(text.indexOf(':') + 1)] : [text, ''];
+    const [kind, path] = text.includes(':')
+      ? [text.slice(0, text.indexOf(':')), text.slice(text.indexOf(':') + 1)]
+      : [text, ''];
     const known = oneOf('--source', kind, ['jsonl', 'parquet', 'html', 'markdown', 'installed_packages'] as const);
     const name = `${known}_${index + 1}`;
     const origin = { licence, provenance };
@@ -282,14 +325,18 @@ function parseSources(texts: readonly string[], licence: string, provenance: str
       const fields = { url: 'url', id: 'id', title: 'title', text: 'text' };
       sources[name] = { kind: known, fields, limit: null, ...origin };
     } else sources[name] = { kind: known, limit: null, ...origin };
-    if (path === '' && known !== 'installed_packages') throw new ExpError('USAGE', '--source', `${known} needs a path: ${known}:PATH`);
+    if (path === '' && known !== 'installed_packages')
+      throw new ExpError('USAGE', '--source', `${known} needs a path: ${known}:PATH`);
     paths[name] = path === '' ? repoRoot() : resolve(path);
   });
   return { sources, paths };
 }
 
 /** What the pages follow from: each file by its content; installed packages by the lockfiles. */
-async function digests(sources: Record<string, CorpusSource>, paths: Record<string, string>): Promise<Record<string, string>[]> {
+async function digests(
+  sources: Record<string, CorpusSource>,
+  paths: Record<string, string>,
+): Promise<Record<string, string>[]> {
   const { listFiles } = await import('../../environments/world/sources/files.ts');
   const found: Record<string, string>[] = [];
   for (const [name, { kind }] of Object.entries(sources)) {
@@ -297,7 +344,14 @@ async function digests(sources: Record<string, CorpusSource>, paths: Record<stri
     const files =
       kind === 'installed_packages'
         ? [{ name: 'package-lock.json', path: join(path, 'package-lock.json') }]
-        : await listFiles(path, kind === 'html' ? ['.html', '.htm', '.xhtml'] : kind === 'markdown' ? ['.md', '.markdown', '.txt', '.rst'] : ['']);
+        : await listFiles(
+            path,
+            kind === 'html'
+              ? ['.html', '.htm', '.xhtml']
+              : kind === 'markdown'
+                ? ['.md', '.markdown', '.txt', '.rst']
+                : [''],
+          );
     for (const file of files) found.push({ source: name, name: file.name, sha256: await sha256OfFile(file.path) });
   }
   return found;

@@ -18,4 +18,5 @@ export function grpoAdvantages(rewards: readonly number[], { normalizeStd }: { n
 }
 
 /** A group whose rewards are all the same has no advantage anywhere: it teaches nothing (DAPO, arXiv:2503.14476, 3.2). */
-export const isUninformative = (rewards: readonly number[]): boolean => rewards.every((reward) => reward === rewards[0]);
+export const isUninformative = (rewards: readonly number[]): boolean =>
+  rewards.every((reward) => reward === rewards[0]);

@@ -7,13 +7,16 @@ export const ANALYZER_VERSION = 'english-1';
 
 // Lucene's EnglishAnalyzer leaves these out (33 words).
 const STOP_WORDS = new Set(
-  ('a an and are as at be but by for if in into is it no not of on or such that the their then there these they this ' +
-    'to was will with').split(' '),
+  (
+    'a an and are as at be but by for if in into is it no not of on or such that the their then there these they this ' +
+    'to was will with'
+  ).split(' '),
 );
 const WORD = /[\p{L}\p{N}\p{M}]+(?:['’][\p{L}]+)*/gu;
 // Scripts written without spaces: every two neighbouring characters are a term.
 const UNSPACED = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]/u;
-const UNSPACED_RUNS = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}ー]+|[^\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}ー]+/gu;
+const UNSPACED_RUNS =
+  /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}ー]+|[^\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}ー]+/gu;
 const MAX_WORD = 64;
 const STEMS_KEPT = 50_000;
 
@@ -27,7 +30,10 @@ export function analyze(text: string): string[] {
       for (const [run] of raw.matchAll(UNSPACED_RUNS)) terms.push(...(UNSPACED.test(run) ? bigrams(run) : [run]));
       continue;
     }
-    const word = raw.replace(/['’]s$/, '').replace(/['’]/g, '').slice(0, MAX_WORD);
+    const word = raw
+      .replace(/['’]s$/, '')
+      .replace(/['’]/g, '')
+      .slice(0, MAX_WORD);
     if (word !== '' && !STOP_WORDS.has(word)) terms.push(stem(word));
   }
   return terms;

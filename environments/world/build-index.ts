@@ -3,7 +3,7 @@ import type { Pool } from 'pg';
 import type { CorpusBody, IndexBody, IndexFingerprint } from '../../schemas/artifact.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { ChunkParameters, IndexParameters } from '../../schemas/node-parameters.ts';
-import { type Chunk, chunkPage, chunkWithTitle, type CountTokens } from './chunker.ts';
+import { type Chunk, type CountTokens, chunkPage, chunkWithTitle } from './chunker.ts';
 import type { Embedder } from './embedder.ts';
 import { ChunkIndex, type IndexedChunk } from './index.ts';
 import { readPages } from './pages.ts';
@@ -92,14 +92,22 @@ export async function buildIndex(options: BuildIndexOptions): Promise<IndexBody>
   if (stored !== done) {
     await index.drop();
     await pool.query('delete from index_shards where index_key = $1', [indexKey]);
-    throw new ExpError('INDEX_INCOMPLETE', index.collection, `${stored} chunks are stored where ${done} were sealed; start again`);
+    throw new ExpError(
+      'INDEX_INCOMPLETE',
+      index.collection,
+      `${stored} chunks are stored where ${done} were sealed; start again`,
+    );
   }
   options.onProgress(done, done);
   return { collection: index.collection, chunks: done, fingerprint };
 }
 
 /** Whether the collection a manifest promises is there, with its fingerprint and all its rows. */
-export async function verifyIndex(milvus: MilvusClient, body: IndexBody, dense: IndexParameters['dense']): Promise<boolean> {
+export async function verifyIndex(
+  milvus: MilvusClient,
+  body: IndexBody,
+  dense: IndexParameters['dense'],
+): Promise<boolean> {
   const index = new ChunkIndex(milvus, body.collection, dense);
   if (!(await index.exists())) return false;
   try {
@@ -156,14 +164,23 @@ async function* unsealedShards(options: BuildIndexOptions, sealed: SealedShards)
   if (pending.length > 0) yield { number, chunks: pending };
 }
 
-function embedShard({ embedder, signal }: BuildIndexOptions, shard: Shard, onText: () => void): Promise<Float32Array[]> {
+function embedShard(
+  { embedder, signal }: BuildIndexOptions,
+  shard: Shard,
+  onText: () => void,
+): Promise<Float32Array[]> {
   return embedder.embed(
     shard.chunks.map(({ title, text }) => chunkWithTitle(title, text)),
     { priority: 'index', onText, signal },
   );
 }
 
-async function insertShard({ pool, indexKey, parameters }: BuildIndexOptions, index: ChunkIndex, shard: Shard, vectors: Float32Array[]): Promise<void> {
+async function insertShard(
+  { pool, indexKey, parameters }: BuildIndexOptions,
+  index: ChunkIndex,
+  shard: Shard,
+  vectors: Float32Array[],
+): Promise<void> {
   const rows: IndexedChunk[] = shard.chunks.map((chunk, i) => ({ ...chunk, dense: vectors[i] as Float32Array }));
   await index.upsert(rows, parameters.sparse);
   const last = shard.chunks.at(-1) as PlacedChunk;

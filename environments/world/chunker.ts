@@ -79,7 +79,13 @@ function* splitUnits(text: string, maxTokens: number, countTokens: CountTokens):
 }
 
 /** A stretch between two boundaries: one unit, or several when it is too long. Iterative, since it may be megabytes. */
-function* splitLong(text: string, from: number, to: number, maxTokens: number, countTokens: CountTokens): Generator<Unit> {
+function* splitLong(
+  text: string,
+  from: number,
+  to: number,
+  maxTokens: number,
+  countTokens: CountTokens,
+): Generator<Unit> {
   const maxCharacters = maxTokens * MAX_CHARACTERS_PER_TOKEN;
   let start = from;
   while (to - start > maxCharacters) {

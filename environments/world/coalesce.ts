@@ -21,8 +21,11 @@ export function coalesce<Item, Result>(
     while (queue.length > 0) {
       const batch = queue.splice(0, maxItems);
       try {
-        const results = await run(key, batch.map(({ item }) => item));
-        batch.forEach(({ resolve }, index) => resolve(results[index] as Result));
+        const results = await run(
+          key,
+          batch.map(({ item }) => item),
+        );
+        for (const [index, { resolve }] of batch.entries()) resolve(results[index] as Result);
       } catch (error) {
         for (const { reject } of batch) reject(error);
       }

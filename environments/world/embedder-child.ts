@@ -65,9 +65,14 @@ async function embed(texts: readonly string[]): Promise<{ vectors: Float32Array;
     attention_mask: new Tensor('int64', mask, shape),
     token_type_ids: new Tensor('int64', new BigInt64Array(ids.length), shape),
   };
-  const output = await session.run(Object.fromEntries(session.inputNames.map((name) => [name, inputs[name] as Tensor])));
+  const output = await session.run(
+    Object.fromEntries(session.inputNames.map((name) => [name, inputs[name] as Tensor])),
+  );
   const first = output[session.outputNames[0] as string] as Tensor;
-  return { vectors: normalise(pool(first, rows, width), rows.length), tokens: rows.reduce((sum, row) => sum + row.length, 0) };
+  return {
+    vectors: normalise(pool(first, rows, width), rows.length),
+    tokens: rows.reduce((sum, row) => sum + row.length, 0),
+  };
 }
 
 /** Ids of a text, cut to the model's length with its closing special token kept. */

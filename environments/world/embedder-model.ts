@@ -40,7 +40,9 @@ export async function readEmbedderModel(folder: string, name: string, precision:
   const onnxPath = join(folder, `model.${precision}.onnx`);
   const tokenizerPath = join(folder, 'tokenizer.json');
   const missing = (path: string, cause: unknown): ExpError =>
-    new ExpError('MODEL_MISSING', path, `the embedder ${name} (${precision}) is not here; run \`exp setup\``, { cause });
+    new ExpError('MODEL_MISSING', path, `the embedder ${name} (${precision}) is not here; run \`exp setup\``, {
+      cause,
+    });
   const [graph, tokenizer] = await Promise.all(
     [onnxPath, tokenizerPath].map((path) =>
       sha256OfFile(path).catch((cause) => {
@@ -50,7 +52,8 @@ export async function readEmbedderModel(folder: string, name: string, precision:
   );
   const about = await readJson<SourceFile>(join(folder, 'source.json'), {});
   const { dimension, max_tokens, pooling } = { pooling: 'mean' as const, max_tokens: 512, ...KNOWN[name], ...about };
-  if (dimension === undefined) throw new ExpError('MODEL_MISSING', folder, `source.json does not give the dimension of ${name}`);
+  if (dimension === undefined)
+    throw new ExpError('MODEL_MISSING', folder, `source.json does not give the dimension of ${name}`);
   const stamp = await readJson<{ sha256?: string }>(join(folder, 'digest.json'), {});
   return {
     name,

@@ -111,7 +111,8 @@ class EmbedderPool implements Embedder {
   }
 
   embed(texts: readonly string[], { priority, onText, signal }: EmbedOptions): Promise<Float32Array[]> {
-    if (this.#closed) return Promise.reject(new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, 'the embedder is closed'));
+    if (this.#closed)
+      return Promise.reject(new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, 'the embedder is closed'));
     const results = new Array<Promise<Float32Array>>(texts.length);
     const items = texts.map((text, index) => {
       const { promise, resolve, reject } = withResolvers<Float32Array>();
@@ -195,23 +196,33 @@ class EmbedderPool implements Embedder {
     const { dimension } = this.model;
     if (vectors.length !== batch.items.length * dimension) {
       const got = vectors.length / batch.items.length;
-      rejectAll(batch, new ExpError('INDEX_FINGERPRINT', this.model.name, `yields ${got} dimensions, not ${dimension}`));
+      rejectAll(
+        batch,
+        new ExpError('INDEX_FINGERPRINT', this.model.name, `yields ${got} dimensions, not ${dimension}`),
+      );
       return;
     }
-    batch.items.forEach((item, index) => item.resolve(vectors.slice(index * dimension, (index + 1) * dimension)));
+    for (const [index, item] of batch.items.entries()) {
+      item.resolve(vectors.slice(index * dimension, (index + 1) * dimension));
+    }
   }
 
   #onExit(child: Child): void {
     if (child.idle) clearTimeout(child.idle);
     if (!this.#children.delete(child) || this.#closed) {
-      if (child.batch) rejectAll(child.batch, new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, 'the embedder was closed'));
+      if (child.batch)
+        rejectAll(child.batch, new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, 'the embedder was closed'));
       return;
     }
     const { batch } = child;
     if (batch) {
       batch.deaths += 1;
       if (batch.deaths < MAX_DEATHS) this.#waiting[batch.priority].unshift(batch);
-      else rejectAll(batch, new ExpError('EMBEDDER_FAILED', this.model.name, `${MAX_DEATHS} processes died with one batch`));
+      else
+        rejectAll(
+          batch,
+          new ExpError('EMBEDDER_FAILED', this.model.name, `${MAX_DEATHS} processes died with one batch`),
+        );
     } else if (!child.ready) {
       this.#startFailures += 1;
     }
@@ -222,7 +233,11 @@ class EmbedderPool implements Embedder {
   /** Processes die before they are ready: trying for ever would look like work. */
   #giveUp(): void {
     this.#startFailures = 0;
-    const error = new ExpError('EMBEDDER_UNAVAILABLE', this.model.name, `its process does not start (${this.#childPath})`);
+    const error = new ExpError(
+      'EMBEDDER_UNAVAILABLE',
+      this.model.name,
+      `its process does not start (${this.#childPath})`,
+    );
     for (const batch of [...this.#waiting.query, ...this.#waiting.index]) rejectAll(batch, error);
     this.#waiting.query = [];
     this.#waiting.index = [];

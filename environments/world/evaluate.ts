@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { ExpError } from '../../schemas/errors.ts';
 import type { SearchOptions, World } from '../environment.ts';
-import { ndcgAt, recallAt, type Relevance } from './retrieval-metrics.ts';
+import { ndcgAt, type Relevance, recallAt } from './retrieval-metrics.ts';
 
 export interface JudgedQuery {
   id: string;
@@ -33,7 +33,13 @@ export async function readJudgedQueries(queriesPath: string, qrelsPath: string |
   const lines = (await readFile(queriesPath, 'utf8')).split('\n');
   for (const [index, line] of lines.entries()) {
     if (line.trim() === '') continue;
-    const row = JSON.parse(line) as { _id?: unknown; id?: unknown; text?: unknown; question?: unknown; gold_doc_ids?: unknown };
+    const row = JSON.parse(line) as {
+      _id?: unknown;
+      id?: unknown;
+      text?: unknown;
+      question?: unknown;
+      gold_doc_ids?: unknown;
+    };
     const id = String(row._id ?? row.id ?? index + 1);
     const text = row.text ?? row.question;
     if (typeof text !== 'string') throw new ExpError('BAD_ROWS', `${queriesPath}:${index + 1}`, 'no text or question');
@@ -41,12 +47,17 @@ export async function readJudgedQueries(queriesPath: string, qrelsPath: string |
     const relevant = judged?.get(id) ?? new Map(gold.map((page) => [pageUrl(page), 1]));
     if (relevant.size > 0) queries.push({ id, text, relevant });
   }
-  if (queries.length === 0) throw new ExpError('EMPTY', queriesPath, 'no query has a relevant page; is --qrels missing?');
+  if (queries.length === 0)
+    throw new ExpError('EMPTY', queriesPath, 'no query has a relevant page; is --qrels missing?');
   return queries;
 }
 
 /** Each way of ranking over all queries, one query after the other. */
-export async function evaluateWorld(world: World, queries: readonly JudgedQuery[], onMode: (mode: string) => void): Promise<ModeResult[]> {
+export async function evaluateWorld(
+  world: World,
+  queries: readonly JudgedQuery[],
+  onMode: (mode: string) => void,
+): Promise<ModeResult[]> {
   const results: ModeResult[] = [];
   for (const mode of MODES) {
     onMode(mode);
@@ -80,7 +91,8 @@ async function readQrels(path: string): Promise<Map<string, Map<string, number>>
     // TREC's own format has an unused second column.
     const [query, page, grade] = fields.length === 4 ? [fields[0], fields[2], fields[3]] : fields;
     if (!query || (index === 0 && !Number.isFinite(Number(grade)))) continue;
-    if (page === undefined || !Number.isFinite(Number(grade))) throw new ExpError('BAD_ROWS', `${path}:${index + 1}`, 'not "query page grade"');
+    if (page === undefined || !Number.isFinite(Number(grade)))
+      throw new ExpError('BAD_ROWS', `${path}:${index + 1}`, 'not "query page grade"');
     const ofQuery = judged.get(query) ?? new Map<string, number>();
     judged.set(query, ofQuery);
     if (Number(grade) > 0) ofQuery.set(pageUrl(page), Number(grade));

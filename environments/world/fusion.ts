@@ -23,7 +23,12 @@ export function pagesOfHits(hits: readonly ChunkHit[]): RankedPage[] {
  * One ranking of pages from two. Reciprocal rank fusion (Cormack et al. 2009): sum of 1 / (k + rank). Weighted: sum of
  * scores brought to [0, 1] as Milvus's own weighted ranker does it. The chunk shown is that of the better-ranked side.
  */
-export function fuse(dense: readonly RankedPage[], words: readonly RankedPage[], fusion: Fusion, metric: DenseMetric): RankedPage[] {
+export function fuse(
+  dense: readonly RankedPage[],
+  words: readonly RankedPage[],
+  fusion: Fusion,
+  metric: DenseMetric,
+): RankedPage[] {
   const fused = new Map<string, RankedPage & { best: number }>();
   const add = (pages: readonly RankedPage[], scoreOf: (page: RankedPage, rank: number) => number): void => {
     pages.forEach((page, rank) => {

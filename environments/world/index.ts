@@ -101,12 +101,19 @@ export class ChunkIndex {
 
   /** Throws INDEX_FINGERPRINT when the collection was made otherwise: another embedder, chunking or corpus. */
   async checkFingerprint(expected: IndexFingerprint): Promise<void> {
-    const answer = await milvusCall('describeCollection', this.#milvus.describeCollection({ collection_name: this.collection }));
+    const answer = await milvusCall(
+      'describeCollection',
+      this.#milvus.describeCollection({ collection_name: this.collection }),
+    );
     const property = answer.properties?.find(({ key }) => key === FINGERPRINT_PROPERTY)?.value;
     const found = String(property ?? answer.schema?.description ?? '');
     const wanted = canonicalJson(expected);
     if (found === wanted) return;
-    throw new ExpError('INDEX_FINGERPRINT', this.collection, `made with ${found || 'no fingerprint'}, wanted ${wanted}`);
+    throw new ExpError(
+      'INDEX_FINGERPRINT',
+      this.collection,
+      `made with ${found || 'no fingerprint'}, wanted ${wanted}`,
+    );
   }
 
   /** Insert or replace chunks; the id of a chunk follows from its place, so a second attempt leaves no second row. */
@@ -145,9 +152,10 @@ export class ChunkIndex {
 
   /** Into the server's memory; needed once, and again when the server was restarted. */
   load(): Promise<void> {
-    this.#loading ??= milvusCall('loadCollection', this.#milvus.loadCollectionSync({ collection_name: this.collection })).then(
-      () => undefined,
-    );
+    this.#loading ??= milvusCall(
+      'loadCollection',
+      this.#milvus.loadCollectionSync({ collection_name: this.collection }),
+    ).then(() => undefined);
     this.#loading.catch(() => {
       this.#loading = null;
     });
@@ -157,7 +165,13 @@ export class ChunkIndex {
   /** Nearest chunks of each vector, best first. */
   searchDense(vectors: readonly Float32Array[], limit: number): Promise<ChunkHit[][]> {
     const params = this.#dense.type === 'hnsw' ? { ef: Math.max(MIN_EF, limit) } : {};
-    return this.#search('dense', vectors.map((vector) => Array.from(vector)), this.#dense.metric.toUpperCase(), limit, params);
+    return this.#search(
+      'dense',
+      vectors.map((vector) => Array.from(vector)),
+      this.#dense.metric.toUpperCase(),
+      limit,
+      params,
+    );
   }
 
   /** Best chunks of each query by BM25. A query without a single known kind of word finds nothing. */
@@ -169,7 +183,13 @@ export class ChunkIndex {
     return analyzed.map((terms) => (terms === '' ? [] : (found[next++] ?? [])));
   }
 
-  async #search(field: string, data: unknown[], metric: string, limit: number, params: Record<string, number>): Promise<ChunkHit[][]> {
+  async #search(
+    field: string,
+    data: unknown[],
+    metric: string,
+    limit: number,
+    params: Record<string, number>,
+  ): Promise<ChunkHit[][]> {
     const request = {
       collection_name: this.collection,
       anns_field: field,
@@ -190,7 +210,13 @@ export class ChunkIndex {
     // One query comes back flat, several nested.
     const results = (data.length === 1 ? [answer.results] : answer.results) as unknown as RawHit[][];
     return results.map((hits) =>
-      hits.map(({ url, title, ord, text, score }) => ({ url, title, ord: Number(ord), text, score: metric === 'BM25' ? Math.abs(score) : score })),
+      hits.map(({ url, title, ord, text, score }) => ({
+        url,
+        title,
+        ord: Number(ord),
+        text,
+        score: metric === 'BM25' ? Math.abs(score) : score,
+      })),
     );
   }
 }
@@ -204,7 +230,13 @@ interface RawHit {
 }
 
 const WORD_FIELDS = [
-  { name: 'terms', data_type: DataType.VarChar, max_length: MAX_VARCHAR, enable_analyzer: true, analyzer_params: { tokenizer: 'standard' } },
+  {
+    name: 'terms',
+    data_type: DataType.VarChar,
+    max_length: MAX_VARCHAR,
+    enable_analyzer: true,
+    analyzer_params: { tokenizer: 'standard' },
+  },
   { name: 'sparse', data_type: DataType.SparseFloatVector, is_function_output: true },
 ];
 

@@ -2,7 +2,7 @@ import type { Pool, PoolClient } from 'pg';
 import type { CorpusBody } from '../../schemas/artifact.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { CorpusParameters, CorpusSource } from '../../schemas/node-parameters.ts';
-import { pageOrder, PageSelection } from './page-selection.ts';
+import { PageSelection, pageOrder } from './page-selection.ts';
 import { copyRows, corpusState, type IncomingPage, PageWriter, type WriteCounts } from './pages.ts';
 import { openSource } from './sources/index.ts';
 import { RowReport } from './sources/row-report.ts';
@@ -104,8 +104,11 @@ async function loadLimited(client: PoolClient, options: LoadCorpusOptions): Prom
     const totals = { seen: 0, bad: 0 };
     const selection = await selectPages(options, slack, totals);
     await stagePages(client, options, selection.taken);
-    const writer = new PageWriter(client, options.corpusKey, options.nearDuplicates?.threshold ?? null, (page, counts) =>
-      isWithin(options.limit, page, counts),
+    const writer = new PageWriter(
+      client,
+      options.corpusKey,
+      options.nearDuplicates?.threshold ?? null,
+      (page, counts) => isWithin(options.limit, page, counts),
     );
     for await (const batch of stagedBatches(client)) {
       options.signal.throwIfAborted();
@@ -140,7 +143,11 @@ async function selectPages(options: LoadCorpusOptions, slack: number, totals: { 
 }
 
 /** Put the taken pages into a temporary table, where they can be read in order. */
-async function stagePages(client: PoolClient, options: LoadCorpusOptions, taken: ReadonlyMap<string, number>): Promise<void> {
+async function stagePages(
+  client: PoolClient,
+  options: LoadCorpusOptions,
+  taken: ReadonlyMap<string, number>,
+): Promise<void> {
   await client.query('drop table if exists staged_pages');
   await client.query(`create temp table staged_pages
     (page_order text primary key, url text, title text, text text, facts jsonb, source text, chunks integer)`);
@@ -177,7 +184,10 @@ async function* stagedBatches(client: PoolClient): AsyncGenerator<IncomingPage[]
 }
 
 /** Every page of every source, each source checked when it ends. */
-async function* pagesOf(options: LoadCorpusOptions, totals: { seen: number; bad: number }): AsyncGenerator<Omit<IncomingPage, 'chunks'>> {
+async function* pagesOf(
+  options: LoadCorpusOptions,
+  totals: { seen: number; bad: number },
+): AsyncGenerator<Omit<IncomingPage, 'chunks'>> {
   for (const [name, spec] of sortedSources(options.sources)) {
     const path = options.paths[name];
     if (path === undefined) throw new ExpError('REF', `corpus.sources.${name}`, 'the plan has no path for it');
@@ -193,7 +203,12 @@ async function* pagesOf(options: LoadCorpusOptions, totals: { seen: number; bad:
   }
 }
 
-async function firstOfSource(name: string, spec: CorpusSource, path: string, limit: number): Promise<ReadonlyMap<string, number>> {
+async function firstOfSource(
+  name: string,
+  spec: CorpusSource,
+  path: string,
+  limit: number,
+): Promise<ReadonlyMap<string, number>> {
   const selection = new PageSelection(limit);
   for await (const { url } of openSource(name, spec, path, new RowReport(name))) {
     const order = pageOrder(url);

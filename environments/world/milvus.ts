@@ -47,7 +47,8 @@ export async function milvusCall<R>(what: string, call: Promise<R>): Promise<R> 
   }
   const outer = answer as Status & { status?: Status };
   const { error_code, code, reason } = outer.status ?? outer;
-  const isFailure = (code !== undefined && code !== 0) || (error_code !== undefined && error_code !== 'Success' && error_code !== 0);
+  const isFailure =
+    (code !== undefined && code !== 0) || (error_code !== undefined && error_code !== 'Success' && error_code !== 0);
   if (isFailure) throw new ExpError('WORLD_UNAVAILABLE', `milvus ${what}`, reason || `code ${code ?? error_code}`);
   return answer;
 }

@@ -92,7 +92,11 @@ export class PageWriter {
     await this.#store(fresh, near);
   }
 
-  #judge(page: HashedPage, known: KnownPages, near: NearDuplicates | null): 'kept' | 'exact_duplicates' | 'near_duplicates' | 'repeated_urls' {
+  #judge(
+    page: HashedPage,
+    known: KnownPages,
+    near: NearDuplicates | null,
+  ): 'kept' | 'exact_duplicates' | 'near_duplicates' | 'repeated_urls' {
     const there = known.hashOfUrl.get(page.url);
     if (there !== undefined) return there === page.hash && known.stored.has(page.url) ? 'kept' : 'repeated_urls';
     if (known.urlOfHash.has(page.hash)) return 'exact_duplicates';
@@ -121,7 +125,14 @@ export class PageWriter {
       await copyRows(
         client,
         'incoming_pages (url, hash, title, text, facts, source)',
-        pages.map(({ url, hash, title, text, facts, source }) => [url, hash, title, text, facts ? JSON.stringify(facts) : null, source]),
+        pages.map(({ url, hash, title, text, facts, source }) => [
+          url,
+          hash,
+          title,
+          text,
+          facts ? JSON.stringify(facts) : null,
+          source,
+        ]),
       );
       await client.query(`insert into pages (hash, title, text, facts)
         select hash, title, text, facts from incoming_pages order by hash on conflict do nothing`);
@@ -199,7 +210,9 @@ class NearDuplicates {
   }
 
   async store(pages: readonly HashedPage[]): Promise<void> {
-    await this.#client.query(`create temp table if not exists incoming_bands (band bigint, hash text) on commit delete rows`);
+    await this.#client.query(
+      `create temp table if not exists incoming_bands (band bigint, hash text) on commit delete rows`,
+    );
     const rows = pages.flatMap(({ hash }) => (this.#bands.get(hash) ?? []).map((band) => [String(band), hash]));
     await copyRows(this.#client, 'incoming_bands (band, hash)', rows);
     await this.#client.query(
@@ -215,9 +228,16 @@ class NearDuplicates {
 }
 
 /** COPY rows in text format; a null is a null. */
-export async function copyRows(client: PoolClient, target: string, rows: readonly (readonly (string | null)[])[]): Promise<void> {
+export async function copyRows(
+  client: PoolClient,
+  target: string,
+  rows: readonly (readonly (string | null)[])[],
+): Promise<void> {
   const stream = client.query(copyFrom(`copy ${target} from stdin`));
-  await pipeline(rows.map((row) => `${row.map(copyField).join('\t')}\n`), stream);
+  await pipeline(
+    rows.map((row) => `${row.map(copyField).join('\t')}\n`),
+    stream,
+  );
 }
 
 const ESCAPES: Record<string, string> = { '\\': '\\\\', '\n': '\\n', '\r': '\\r', '\t': '\\t' };
@@ -227,7 +247,11 @@ function copyField(value: string | null): string {
 }
 
 /** Rows of a query, a few at a time, through a cursor in its own transaction. */
-export async function* cursorRows<Row extends object>(pool: Pool, sql: string, values: readonly unknown[]): AsyncGenerator<Row> {
+export async function* cursorRows<Row extends object>(
+  pool: Pool,
+  sql: string,
+  values: readonly unknown[],
+): AsyncGenerator<Row> {
   const client = await pool.connect();
   let failed: unknown;
   try {
@@ -267,7 +291,11 @@ export async function* readPages(pool: Pool, corpusKey: string, fromUrl = ''): A
 }
 
 /** Pages by URL; what is not in the corpus is not in the map. */
-export async function fetchPages(pool: Pool, corpusKey: string, urls: readonly string[]): Promise<Map<string, StoredPage>> {
+export async function fetchPages(
+  pool: Pool,
+  corpusKey: string,
+  urls: readonly string[],
+): Promise<Map<string, StoredPage>> {
   const { rows } = await pool.query<StoredPage>({
     name: 'exp-fetch-pages',
     text: `select corpus_pages.url, pages.title, pages.text from corpus_pages join pages using (hash)
@@ -307,8 +335,13 @@ export async function corpusState(pool: Pool, corpusKey: string): Promise<Corpus
 }
 
 /** Whether the pages a manifest promises are there, unchanged. */
-export async function verifyPages(pool: Pool, body: { corpus_key: string; pages: number; fingerprint: string }): Promise<boolean> {
-  const { rows } = await pool.query<{ count: string }>('select count(*) from corpus_pages where corpus_key = $1', [body.corpus_key]);
+export async function verifyPages(
+  pool: Pool,
+  body: { corpus_key: string; pages: number; fingerprint: string },
+): Promise<boolean> {
+  const { rows } = await pool.query<{ count: string }>('select count(*) from corpus_pages where corpus_key = $1', [
+    body.corpus_key,
+  ]);
   if (Number(rows[0]?.count) !== body.pages) return false;
   return (await corpusState(pool, body.corpus_key)).fingerprint === body.fingerprint;
 }

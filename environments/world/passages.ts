@@ -27,10 +27,13 @@ const MAX_CHARACTERS_PER_TOKEN = 12;
  * seconds.
  */
 export function cutToGoal(text: string, goal: string, maxTokens: number, countTokens: CountTokens): CutPage {
-  if (text.length <= maxTokens * MAX_CHARACTERS_PER_TOKEN && countTokens(text) <= maxTokens) return { text, truncated: false };
+  if (text.length <= maxTokens * MAX_CHARACTERS_PER_TOKEN && countTokens(text) <= maxTokens)
+    return { text, truncated: false };
   const passages = splitPassages(text);
   const scores = scorePassages(text, passages, goal);
-  const ranked = passages.map((_, index) => index).sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
+  const ranked = passages
+    .map((_, index) => index)
+    .sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
 
   const chosen: number[] = [];
   const gapTokens = countTokens(GAP);
@@ -77,7 +80,8 @@ export function splitPassages(text: string): Passage[] {
     const end = start + line.length;
     const isHeading = /^#{1,6}\s/.test(line);
     // A heading stays with what follows it.
-    const joins: boolean = open !== null && !isHeading && (!isAfterBlank || open.isHeading) && end - open.start <= PASSAGE_CHARACTERS;
+    const joins: boolean =
+      open !== null && !isHeading && (!isAfterBlank || open.isHeading) && end - open.start <= PASSAGE_CHARACTERS;
     isAfterBlank = false;
     if (open !== null && joins) {
       open = { start: open.start, end, isHeading: false };
@@ -96,7 +100,12 @@ function splitLine(text: string, from: number, to: number): Passage[] {
   let start = from;
   while (to - start > PASSAGE_CHARACTERS) {
     const window = text.slice(start, start + PASSAGE_CHARACTERS);
-    const sentence = Math.max(window.lastIndexOf('. '), window.lastIndexOf('? '), window.lastIndexOf('! '), window.lastIndexOf('。'));
+    const sentence = Math.max(
+      window.lastIndexOf('. '),
+      window.lastIndexOf('? '),
+      window.lastIndexOf('! '),
+      window.lastIndexOf('。'),
+    );
     const space = window.lastIndexOf(' ');
     const length = sentence > PASSAGE_CHARACTERS / 3 ? sentence + 1 : space > 0 ? space : PASSAGE_CHARACTERS;
     passages.push({ start, end: start + length });

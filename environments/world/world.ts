@@ -27,8 +27,8 @@ export interface OpenWorldOptions {
 const SNIPPET_CHARACTERS = 300;
 const MAX_QUERY_CHARACTERS = 2000;
 /** Several chunks of a page may rank: so many chunks are asked for each page wanted. */
-const CHUNKS_PER_PAGE = 3;
-const MIN_DEPTH = 30;
+const CHUNKS_PER_PAGE = 2;
+const MIN_DEPTH = 20;
 const BATCH_QUERIES = 32;
 
 /**
@@ -40,7 +40,11 @@ export async function openWorld(options: OpenWorldOptions): Promise<World> {
   const { embedder: name, embedder_sha256, precision } = body.fingerprint;
   const mine = embedder.fingerprint;
   if (mine.embedder !== name || mine.embedder_sha256 !== embedder_sha256 || mine.precision !== precision) {
-    throw new ExpError('INDEX_FINGERPRINT', body.collection, `made with ${name} ${precision}, the embedder is ${mine.embedder} ${mine.precision}`);
+    throw new ExpError(
+      'INDEX_FINGERPRINT',
+      body.collection,
+      `made with ${name} ${precision}, the embedder is ${mine.embedder} ${mine.precision}`,
+    );
   }
   const index = new ChunkIndex(milvus, body.collection, dense);
   await index.checkFingerprint(body.fingerprint);
@@ -59,16 +63,30 @@ class ClosedWorld implements World {
   readonly #words: (depth: number, query: string) => Promise<ChunkHit[]>;
   readonly #pages: (url: string) => Promise<StoredPage | undefined>;
 
-  constructor({ pool, embedder, corpus, fusion }: OpenWorldOptions, index: ChunkIndex, metric: IndexParameters['dense']['metric'], hasWords: boolean) {
+  constructor(
+    { pool, embedder, corpus, fusion }: OpenWorldOptions,
+    index: ChunkIndex,
+    metric: IndexParameters['dense']['metric'],
+    hasWords: boolean,
+  ) {
     this.#pool = pool;
     this.#corpusKey = corpus.corpus_key;
     this.#fusion = fusion;
     this.#metric = metric;
     this.#hasWords = hasWords;
     // Concurrent searches travel together: a batch of queries costs the index little more than one.
-    const embed = coalesce((_key, texts: readonly string[]) => embedder.embed(texts, { priority: 'query' }), BATCH_QUERIES);
-    const dense = coalesce((depth, vectors: readonly Float32Array[]) => index.searchDense(vectors, Number(depth)), BATCH_QUERIES);
-    const words = coalesce((depth, queries: readonly string[]) => index.searchWords(queries, Number(depth)), BATCH_QUERIES);
+    const embed = coalesce(
+      (_key, texts: readonly string[]) => embedder.embed(texts, { priority: 'query' }),
+      BATCH_QUERIES,
+    );
+    const dense = coalesce(
+      (depth, vectors: readonly Float32Array[]) => index.searchDense(vectors, Number(depth)),
+      BATCH_QUERIES,
+    );
+    const words = coalesce(
+      (depth, queries: readonly string[]) => index.searchWords(queries, Number(depth)),
+      BATCH_QUERIES,
+    );
     const pages = coalesce(async (_key, urls: readonly string[]) => {
       const found = await fetchPages(this.#pool, this.#corpusKey, urls);
       return urls.map((url) => found.get(url));
@@ -80,7 +98,9 @@ class ClosedWorld implements World {
   }
 
   async search(queries: readonly string[], options: SearchOptions): Promise<SearchResponse> {
-    const asked = [...new Set(queries.map((query) => query.trim().slice(0, MAX_QUERY_CHARACTERS)))].filter((query) => query !== '');
+    const asked = [...new Set(queries.map((query) => query.trim().slice(0, MAX_QUERY_CHARACTERS)))].filter(
+      (query) => query !== '',
+    );
     if (asked.length === 0 || options.limit < 1) return { results: [], denied: 0 };
     const rankings = await available(Promise.all(asked.map((query) => this.#rank(query, options))));
     const merged = mergeQueries(rankings.map(({ pages }) => pages));
@@ -99,7 +119,10 @@ class ClosedWorld implements World {
     const asked = [...new Set(urls.map((url) => url.trim()))];
     const found = await available(Promise.all(asked.map((url) => (isDenied(url) ? undefined : this.#pages(url)))));
     const texts = found.map((page) => page?.text ?? '');
-    const shares = shareBudget(texts.map((text) => tokensNeeded(text, options)), options.maxTokens);
+    const shares = shareBudget(
+      texts.map((text) => tokensNeeded(text, options)),
+      options.maxTokens,
+    );
     return asked.map((url, i): VisitResult => {
       const page = found[i];
       if (isDenied(url)) return { url, status: 'denied', message: 'this page may not be read for this task' };
@@ -112,7 +135,10 @@ class ClosedWorld implements World {
   /** Pool, client and embedder belong to whoever opened them. */
   async close(): Promise<void> {}
 
-  async #rank(query: string, { mode = 'fused', limit, denyUrls = [] }: SearchOptions): Promise<{ query: string; pages: RankedPage[] }> {
+  async #rank(
+    query: string,
+    { mode = 'fused', limit, denyUrls = [] }: SearchOptions,
+  ): Promise<{ query: string; pages: RankedPage[] }> {
     const depth = Math.max(MIN_DEPTH, (limit + denyUrls.length) * CHUNKS_PER_PAGE);
     const [dense, words] = await Promise.all([
       mode === 'bm25' ? [] : this.#embed(query).then((vector) => this.#dense(depth, vector)),
@@ -146,7 +172,9 @@ export function snippet(text: string, query: string): string {
   const flat = text.replace(/\s+/g, ' ').trim();
   if (flat.length <= SNIPPET_CHARACTERS) return flat;
   const wanted = new Set(analyze(query));
-  const matches = [...flat.matchAll(/[\p{L}\p{N}'’]+/gu)].filter(([word]) => analyze(word).some((term) => wanted.has(term)));
+  const matches = [...flat.matchAll(/[\p{L}\p{N}'’]+/gu)].filter(([word]) =>
+    analyze(word).some((term) => wanted.has(term)),
+  );
   let best = 0;
   let bestTerms = 0;
   for (const { index } of matches) {
@@ -179,7 +207,10 @@ function plainUrl(url: string): string {
   } catch {
     // not percent-encoded: taken as it is
   }
-  return decoded.replace(/^https?:\/\/(?:www\.)?/i, '').replace(/\/+$/, '').toLowerCase();
+  return decoded
+    .replace(/^https?:\/\/(?:www\.)?/i, '')
+    .replace(/\/+$/, '')
+    .toLowerCase();
 }
 
 /** Hits that the deny list kept out of what would have been returned. */

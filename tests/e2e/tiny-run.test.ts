@@ -1,4 +1,5 @@
 import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -6,8 +7,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import pg from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { connections } from '../../services/connections.ts';
 import { loadProfile } from '../../plan/profile.ts';
+import { connections } from '../../services/connections.ts';
 import { modelsDir, python, repoRoot } from '../../services/home.ts';
 
 /**
@@ -34,8 +35,10 @@ beforeAll(async () => {
   const policy = join(home, 'tiny');
   await run(python(), [
     join(repoRoot(), 'trainer', 'tests', 'tiny_policy.py'),
-    '--tokenizer', join(modelsDir(), 'smollm2-135m-instruct'),
-    '--out', policy,
+    '--tokenizer',
+    join(modelsDir(), 'smollm2-135m-instruct'),
+    '--out',
+    policy,
   ]);
   profilePath = await writeProfile(policy);
   await exp('up');
@@ -53,11 +56,17 @@ afterAll(async () => {
 
 /** The local profile with the tiny policy in its registry and its engine. */
 async function writeProfile(policy: string): Promise<string> {
+  const sha256 = createHash('sha256')
+    .update(await readFile(join(policy, 'model.safetensors')))
+    .digest('hex');
   const local = await readFile(join(repoRoot(), 'profiles', 'local.yaml'), 'utf8');
   const text = local
     .replace('model: smollm2-135m-instruct', 'model: tiny')
     .replace(/kv_cache_gib: \d+/, 'kv_cache_gib: 1')
-    .replace('  models:\n', `  models:\n    tiny: { path: ${policy}, sha256: ${'0'.repeat(64)}, format: safetensors, context_length: 4096, licence: none }\n`);
+    .replace(
+      '  models:\n',
+      `  models:\n    tiny: { path: ${policy}, sha256: "${sha256}", format: safetensors, context_length: 4096, licence: none }\n`,
+    );
   await mkdir(home, { recursive: true });
   const path = join(home, 'profile.yaml');
   await writeFile(path, text);
@@ -99,14 +108,22 @@ test('a run survives the kill of its trainer and its engine, and ends done', asy
   );
   process.kill(trainer, 'SIGKILL');
   await until('a rollout turn', async () => ((await pool.query('select 1 from turns limit 1')).rowCount ?? 0) > 0);
-  const [engine] = (await run('pgrep', ['-f', `served-model-name boot-.*--port ${await enginePort()}`])).stdout.trim().split('\n');
+  const [engine] = (await run('pgrep', ['-f', `served-model-name boot-.*--port ${await enginePort()}`])).stdout
+    .trim()
+    .split('\n');
   process.kill(Number(engine), 'SIGKILL');
 
-  const ended = await until('the end of the run', async () => {
-    const state = await statusOf(id);
-    return state.status !== 'running' && state;
-  }, 600);
-  expect(ended.nodes.map(({ id: name, status }) => `${name} ${status}`)).toEqual(ended.nodes.map(({ id: name }) => `${name} done`));
+  const ended = await until(
+    'the end of the run',
+    async () => {
+      const state = await statusOf(id);
+      return state.status !== 'running' && state;
+    },
+    600,
+  );
+  expect(ended.nodes.map(({ id: name, status }) => `${name} ${status}`)).toEqual(
+    ended.nodes.map(({ id: name }) => `${name} done`),
+  );
   expect(ended.status).toBe('done');
 });
 
@@ -118,12 +135,19 @@ async function enginePort(): Promise<number> {
 test('no optimizer step is skipped or repeated, and each has one point in MLflow', async () => {
   const { nodes, mlflow_url } = await statusOf(id);
   const stage = nodes.find(({ id: name }) => name === 'stage1') as NodeStatus;
-  const { rows: steps } = await pool.query('select step, status from steps where stage_key = $1 order by step', [stage.key]);
-  expect(steps).toEqual([{ step: 1, status: 'done' }, { step: 2, status: 'done' }]);
+  const { rows: steps } = await pool.query('select step, status from steps where stage_key = $1 order by step', [
+    stage.key,
+  ]);
+  expect(steps).toEqual([
+    { step: 1, status: 'done' },
+    { step: 2, status: 'done' },
+  ]);
 
   const api = `${new URL(mlflow_url).origin}/api/2.0/mlflow`;
   const nodeRun = await until('the MLflow run of the stage', () => searchRun(api, stage.key));
-  const history = (await (await fetch(`${api}/metrics/get-history?run_id=${nodeRun}&metric_key=train/loss`)).json()) as {
+  const history = (await (
+    await fetch(`${api}/metrics/get-history?run_id=${nodeRun}&metric_key=train/loss`)
+  ).json()) as {
     metrics: { step: number }[];
   };
   expect(history.metrics.map(({ step }) => Number(step))).toEqual([1, 2]);
@@ -133,12 +157,21 @@ async function searchRun(api: string, key: string): Promise<string | undefined> 
   const { experiments } = (await (await fetch(`${api}/experiments/search`, post({ max_results: 10 }))).json()) as {
     experiments: { experiment_id: string }[];
   };
-  const body = { experiment_ids: experiments.map(({ experiment_id }) => experiment_id), filter: `tags.\`exp.key\` = '${key}'` };
-  const { runs } = (await (await fetch(`${api}/runs/search`, post(body))).json()) as { runs?: { info: { run_id: string; status: string } }[] };
+  const body = {
+    experiment_ids: experiments.map(({ experiment_id }) => experiment_id),
+    filter: `tags.\`exp.key\` = '${key}'`,
+  };
+  const { runs } = (await (await fetch(`${api}/runs/search`, post(body))).json()) as {
+    runs?: { info: { run_id: string; status: string } }[];
+  };
   return runs?.find(({ info }) => info.status === 'FINISHED')?.info.run_id;
 }
 
-const post = (body: object) => ({ method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
+const post = (body: object) => ({
+  method: 'POST',
+  headers: { 'content-type': 'application/json' },
+  body: JSON.stringify(body),
+});
 
 test('the plan says that everything will be reused, and a second submit does so', async () => {
   const plan = JSON.parse(await exp('plan', SPEC, '--json')) as { nodes: { id: string; action: string }[] };
@@ -153,7 +186,9 @@ test('the plan says that everything will be reused, and a second submit does so'
 
 test('everything listens on loopback only', async () => {
   const { stdout } = await run('ss', ['-ltnH']).catch(() => ({ stdout: '' }));
-  const ports = Object.values((JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as { ports: Record<string, number> }).ports);
+  const ports = Object.values(
+    (JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as { ports: Record<string, number> }).ports,
+  );
   const ours = stdout.split('\n').filter((line) => ports.some((port) => line.includes(`:${port} `)));
   expect(ours.length).toBeGreaterThan(0);
   for (const line of ours) expect(line.split(/\s+/)[3]).toMatch(/^127\.0\.0\.1:/);
@@ -162,7 +197,12 @@ test('everything listens on loopback only', async () => {
 test('after exp down nothing of the stack is left', async () => {
   await exp('down');
   const { stdout } = await run('bash', ['-c', `grep -lz "EXP_HOME=${home}" /proc/[0-9]*/environ 2>/dev/null || true`]);
-  const left = stdout.trim().split('\n').filter((path) => path && !path.includes(`/${process.pid}/`) && !path.includes(`/${process.ppid}/`));
-  const living = (await Promise.all(left.map((path) => readFile(path.replace('environ', 'cmdline'), 'utf8').catch(() => '')))).filter((line) => line !== '' && !line.includes('vitest'));
+  const left = stdout
+    .trim()
+    .split('\n')
+    .filter((path) => path && !path.includes(`/${process.pid}/`) && !path.includes(`/${process.ppid}/`));
+  const living = (
+    await Promise.all(left.map((path) => readFile(path.replace('environ', 'cmdline'), 'utf8').catch(() => '')))
+  ).filter((line) => line !== '' && !line.includes('vitest'));
   expect(living).toEqual([]);
 });

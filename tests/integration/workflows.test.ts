@@ -1,12 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 import { Context } from '@temporalio/activity';
 import { ApplicationFailure } from '@temporalio/common';
 import { TestWorkflowEnvironment } from '@temporalio/testing';
 import { bundleWorkflowCode, Worker, type WorkflowBundle } from '@temporalio/worker';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { createRunNodesActivities } from '../../activities/run-nodes.ts';
 import type { NodeOutcome, NodeRef, NodeSkeleton } from '../../activities/index.ts';
+import { createRunNodesActivities } from '../../activities/run-nodes.ts';
 import { venvBin } from '../../services/home.ts';
 
 /** Real Temporal server, real workflows; activities are fakes that count what was asked of them. */
@@ -17,7 +17,9 @@ beforeAll(async () => {
   temporal = await TestWorkflowEnvironment.createLocal({
     server: { executable: { type: 'existing-path', path: venvBin('temporal') } },
   });
-  workflowBundle = await bundleWorkflowCode({ workflowsPath: fileURLToPath(new URL('../../workflows/index.ts', import.meta.url)) });
+  workflowBundle = await bundleWorkflowCode({
+    workflowsPath: fileURLToPath(new URL('../../workflows/index.ts', import.meta.url)),
+  });
 });
 
 afterAll(async () => {
@@ -44,7 +46,8 @@ async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>
     requestNode,
     leaveNode,
     listArms: async () => ({ arms: ['main'] }),
-    loadSkeleton: async ({ plan, arm }: { plan: string; arm: string }) => (plans[plan] ?? []).map((node) => ({ ...node, plan, arm })),
+    loadSkeleton: async ({ plan, arm }: { plan: string; arm: string }) =>
+      (plans[plan] ?? []).map((node) => ({ ...node, plan, arm })),
     findArtifact: async ({ key }: NodeRef) => (published.has(key) ? artifactOf(key) : null),
     corpus: produce,
     buildIndex: produce,
@@ -68,7 +71,11 @@ async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>
   });
   const running = worker.run();
   const start = (run: string, plan: string) =>
-    temporal.client.workflow.start('run', { workflowId: `run/${run}`, taskQueue: 'exp-cpu', args: [{ run, plan, max_parallel: 2 }] });
+    temporal.client.workflow.start('run', {
+      workflowId: `run/${run}`,
+      taskQueue: 'exp-cpu',
+      args: [{ run, plan, max_parallel: 2 }],
+    });
   const stop = async () => {
     worker.shutdown();
     await running;
@@ -76,7 +83,12 @@ async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>
   return { executed, tracked, finished, start, stop };
 }
 
-const node = (id: string, kind: NodeSkeleton['kind'], key: string, inputs: string[] = []) => ({ id, kind, key, inputs });
+const node = (id: string, kind: NodeSkeleton['kind'], key: string, inputs: string[] = []) => ({
+  id,
+  kind,
+  key,
+  inputs,
+});
 
 /** Cancellable like a real activity: heartbeats carry the cancellation back. */
 async function work(milliseconds: number): Promise<void> {
@@ -95,12 +107,18 @@ const WAIT = { timeout: 30_000, interval: 100 };
 const subscribed = (key: string, count: number) =>
   vi.waitFor(async () => {
     const { events } = await temporal.client.workflow.getHandle(`node/${key}`).fetchHistory();
-    const signals = events?.filter(({ workflowExecutionSignaledEventAttributes: signal }) => signal?.signalName === 'subscribe');
+    const signals = events?.filter(
+      ({ workflowExecutionSignaledEventAttributes: signal }) => signal?.signalName === 'subscribe',
+    );
     expect(signals).toHaveLength(count);
   }, WAIT);
 
 test('nodes run when their inputs are done, and a second run finds them all', async () => {
-  const plan = [node('corpus', 'corpus', 'w1-c'), node('index', 'index', 'w1-i', ['corpus']), node('tasks', 'tasks', 'w1-t', ['corpus'])];
+  const plan = [
+    node('corpus', 'corpus', 'w1-c'),
+    node('index', 'index', 'w1-i', ['corpus']),
+    node('tasks', 'tasks', 'w1-t', ['corpus']),
+  ];
   const { executed, tracked, start, stop } = await stage({ p: plan }, async () => {});
   try {
     expect(await (await start('w1', 'p')).result()).toEqual({ status: 'done' });

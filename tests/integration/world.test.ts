@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { MilvusClient } from '@zilliz/milvus2-sdk-node';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { World } from '../../environments/environment.ts';
 import { buildIndex, verifyIndex } from '../../environments/world/build-index.ts';
 import { chunkPage } from '../../environments/world/chunker.ts';
 import { type Embedder, openEmbedder } from '../../environments/world/embedder.ts';
@@ -14,7 +15,6 @@ import { type LoadCorpusOptions, loadCorpus } from '../../environments/world/loa
 import { connectMilvus } from '../../environments/world/milvus.ts';
 import { readPages, verifyPages } from '../../environments/world/pages.ts';
 import { openWorld } from '../../environments/world/world.ts';
-import type { World } from '../../environments/environment.ts';
 import type { CorpusBody, IndexBody } from '../../schemas/artifact.ts';
 import { contentKey } from '../../schemas/canonical.ts';
 import type { CorpusSource, IndexParameters } from '../../schemas/node-parameters.ts';
@@ -74,7 +74,10 @@ function rivers(count: number): Row[] {
   return Array.from({ length: count }, (_, i) => ({
     url: `https://rivers.example/${i}`,
     title: `River Orvane${i}`,
-    text: Array.from({ length: 4 }, (_unused, k) => `The Orvane${i} passes bridge ${i * 31 + k} in the town of Karsu${i}, known for mill ${k}.`).join(' '),
+    text: Array.from(
+      { length: 4 },
+      (_unused, k) => `The Orvane${i} passes bridge ${i * 31 + k} in the town of Karsu${i}, known for mill ${k}.`,
+    ).join(' '),
   }));
 }
 
@@ -105,29 +108,44 @@ describe('the pages of a corpus', () => {
   test('are stored once, with duplicates dropped and counted; a second load changes nothing', async () => {
     const rows = rivers(30);
     const [first, second] = rows as [Row, Row];
-    const doubled = [...rows, { ...first, url: 'https://mirror.example/0' }, { ...second, text: `${second.text} Changed.` }];
+    const doubled = [
+      ...rows,
+      { ...first, url: 'https://mirror.example/0' },
+      { ...second, text: `${second.text} Changed.` },
+    ];
     const body = await loadCorpus(options('doubled', doubled));
-    expect(body).toMatchObject({ pages: 30, dropped: { exact_duplicates: 1, repeated_urls: 1, near_duplicates: 0, over_limit: 0 } });
-    expect(body.sources).toEqual([{ name: 'web', kind: 'jsonl', licence: 'CC0-1.0', provenance: 'written for this test', pages: 30 }]);
+    expect(body).toMatchObject({
+      pages: 30,
+      dropped: { exact_duplicates: 1, repeated_urls: 1, near_duplicates: 0, over_limit: 0 },
+    });
+    expect(body.sources).toEqual([
+      { name: 'web', kind: 'jsonl', licence: 'CC0-1.0', provenance: 'written for this test', pages: 30 },
+    ]);
     expect(await storedUrls(body.corpus_key)).not.toContain('https://mirror.example/0');
     expect(await loadCorpus(options('doubled', doubled))).toEqual(body);
   });
 
   test('with near duplicates keep the first of each kind', async () => {
-    const long = (seed: number) => Array.from({ length: 200 }, (_, i) => `w${(i * 7919 + seed * 104_729) % 5000}`).join(' ');
+    const long = (seed: number) =>
+      Array.from({ length: 200 }, (_, i) => `w${(i * 7919 + seed * 104_729) % 5000}`).join(' ');
     const rows = [1, 2, 3].flatMap((seed) => [
       { url: `https://a.example/${seed}`, title: 'Same', text: long(seed) },
       { url: `https://b.example/${seed}`, title: 'Same', text: `${long(seed)} one more` },
     ]);
     const body = await loadCorpus(options('near', rows, { nearDuplicates: { threshold: 0.9 } }));
     expect(body.dropped.near_duplicates).toBe(3);
-    expect(await storedUrls(body.corpus_key)).toEqual(['https://a.example/1', 'https://a.example/2', 'https://a.example/3']);
+    expect(await storedUrls(body.corpus_key)).toEqual([
+      'https://a.example/1',
+      'https://a.example/2',
+      'https://a.example/3',
+    ]);
     expect((await pool.query('select 1 from page_bands')).rowCount).toBe(0);
   });
 
   test('under a limit of chunks are those that come first by hash; a larger limit contains a smaller one', async () => {
     const rows = rivers(60);
-    const weigh = (url: string) => chunkPage(rows.find((row) => row.url === url)?.text ?? '', PARAMETERS.chunk, countTokens).length;
+    const weigh = (url: string) =>
+      chunkPage(rows.find((row) => row.url === url)?.text ?? '', PARAMETERS.chunk, countTokens).length;
     const small = await loadCorpus(options('small', rows, { limit: { pages: null, chunks: 40 } }));
     const large = await loadCorpus(options('large', rows, { limit: { pages: null, chunks: 80 } }));
     const [few, more] = [await storedUrls(small.corpus_key), await storedUrls(large.corpus_key)];
@@ -142,7 +160,10 @@ describe('the pages of a corpus', () => {
   test('are the same after a load that was cut off in the middle', async () => {
     const rows = rivers(1000);
     const stop = new AbortController();
-    const cutOff = options('cut', rows, { signal: stop.signal, onProgress: (pages) => pages >= 400 && stop.abort(new Error('cut off')) });
+    const cutOff = options('cut', rows, {
+      signal: stop.signal,
+      onProgress: (pages) => pages >= 400 && stop.abort(new Error('cut off')),
+    });
     await expect(loadCorpus(cutOff)).rejects.toThrow('cut off');
     expect((await storedUrls(contentKey('cut'))).length).toBe(400);
     const whole = await loadCorpus(options('whole', rows));
@@ -153,7 +174,10 @@ describe('the pages of a corpus', () => {
   test('verify while they are there, and no longer when one is gone', async () => {
     const body = await loadCorpus(options('verified', rivers(5)));
     expect(await verifyPages(pool, body)).toBe(true);
-    await pool.query('delete from corpus_pages where corpus_key = $1 and url = $2', [body.corpus_key, 'https://rivers.example/3']);
+    await pool.query('delete from corpus_pages where corpus_key = $1 and url = $2', [
+      body.corpus_key,
+      'https://rivers.example/3',
+    ]);
     expect(await verifyPages(pool, body)).toBe(false);
     expect(await loadCorpus(options('verified', rivers(5)))).toEqual(body);
   });
@@ -199,7 +223,14 @@ describe('an index', () => {
 
   test('that was cut off goes on after its last sealed shard, and ends with each chunk once', async () => {
     const stop = new AbortController();
-    const sealed = async () => Number((await pool.query('select coalesce(sum(chunks), 0) as n from index_shards where index_key = $1', [contentKey(LARGE)])).rows[0].n);
+    const sealed = async () =>
+      Number(
+        (
+          await pool.query('select coalesce(sum(chunks), 0) as n from index_shards where index_key = $1', [
+            contentKey(LARGE),
+          ])
+        ).rows[0].n,
+      );
     const first = build(LARGE, {
       signal: stop.signal,
       onProgress: (chunks) => chunks >= 300 && stop.abort(new Error('killed')),
@@ -242,7 +273,9 @@ describe('an index', () => {
     const other = { ...PARAMETERS, chunk: { tokens: 41, overlap: 8 } };
     await expect(build('stamped', { parameters: other })).rejects.toThrow(/INDEX_FINGERPRINT/);
     const fp32 = await openEmbedder({ folder: MODEL, model: 'all-minilm-l6-v2', precision: 'fp32' });
-    await expect(openWorld({ pool, milvus, embedder: fp32, corpus: small, index: body, fusion: FUSION })).rejects.toThrow(/INDEX_FINGERPRINT/);
+    await expect(
+      openWorld({ pool, milvus, embedder: fp32, corpus: small, index: body, fusion: FUSION }),
+    ).rejects.toThrow(/INDEX_FINGERPRINT/);
     await fp32.close();
   });
 
@@ -273,7 +306,11 @@ describe('an index', () => {
 
     test('dense ranks by meaning: vectors are unit length, and a text is nearest to itself', async () => {
       const [a, b, c] = (await embedder.embed(
-        ['A package that parses command line arguments.', 'A module for parsing command-line options.', 'It rained in Bergen all day.'],
+        [
+          'A package that parses command line arguments.',
+          'A module for parsing command-line options.',
+          'It rained in Bergen all day.',
+        ],
         { priority: 'query' },
       )) as [Float32Array, Float32Array, Float32Array];
       const dot = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, i) => sum + value * (y[i] as number), 0);
@@ -285,7 +322,12 @@ describe('an index', () => {
 
     test('several queries of one call give each page once, the first of each query first', async () => {
       const { results } = await find(['town of Karsu3', 'town of Karsu140', 'Karsu3']);
-      expect(results.slice(0, 2).map(({ url }) => url).sort()).toEqual(['https://rivers.example/140', 'https://rivers.example/3']);
+      expect(
+        results
+          .slice(0, 2)
+          .map(({ url }) => url)
+          .sort(),
+      ).toEqual(['https://rivers.example/140', 'https://rivers.example/3']);
       expect(new Set(results.map(({ url }) => url)).size).toBe(results.length);
     });
 
@@ -299,7 +341,12 @@ describe('an index', () => {
     });
 
     test('a visit reads pages of the corpus within the budget, and nothing else', async () => {
-      const urls = ['https://rivers.example/1', 'https://rivers.example/2', 'http://127.0.0.1:1/', 'https://rivers.example/1'];
+      const urls = [
+        'https://rivers.example/1',
+        'https://rivers.example/2',
+        'http://127.0.0.1:1/',
+        'https://rivers.example/1',
+      ];
       const pages = await world.visit(urls, 'Which mill?', { maxTokens: 60, countTokens });
       expect(pages.map(({ status }) => status)).toEqual(['ok', 'ok', 'not_found']);
       const texts = pages.map((page) => (page.status === 'ok' ? page.text : ''));
@@ -315,11 +362,15 @@ describe('an index', () => {
 
     test('an outage is an exception, never an empty answer', async () => {
       const nobody = connectMilvus({ address: '127.0.0.1:9' });
-      await expect(openWorld({ pool, milvus: nobody, embedder, corpus, index: body, fusion: FUSION })).rejects.toThrow(/WORLD_UNAVAILABLE/);
+      await expect(openWorld({ pool, milvus: nobody, embedder, corpus, index: body, fusion: FUSION })).rejects.toThrow(
+        /WORLD_UNAVAILABLE/,
+      );
       await nobody.closeConnection();
       const gone = new pg.Pool({ connectionString: 'postgresql://exp@127.0.0.1:9/exp' });
       const blind = await openWorld({ pool: gone, milvus, embedder, corpus, index: body, fusion: FUSION });
-      await expect(blind.visit(['https://rivers.example/1'], '', { maxTokens: 9, countTokens })).rejects.toThrow(/WORLD_UNAVAILABLE/);
+      await expect(blind.visit(['https://rivers.example/1'], '', { maxTokens: 9, countTokens })).rejects.toThrow(
+        /WORLD_UNAVAILABLE/,
+      );
       await gone.end();
     });
   });

@@ -13,7 +13,9 @@ const names = (await readdir(folder)).filter((name) => name.endsWith('.json'));
 let workflowBundle: WorkflowBundle;
 
 beforeAll(async () => {
-  workflowBundle = await bundleWorkflowCode({ workflowsPath: fileURLToPath(new URL('../../workflows/index.ts', import.meta.url)) });
+  workflowBundle = await bundleWorkflowCode({
+    workflowsPath: fileURLToPath(new URL('../../workflows/index.ts', import.meta.url)),
+  });
 });
 
 test('every workflow type has a recorded history', () => {

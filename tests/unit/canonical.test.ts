@@ -2,7 +2,9 @@ import { expect, test } from 'vitest';
 import { canonicalJson, contentKey } from '../../schemas/canonical.ts';
 
 test('key order, white space and absent values do not change a key', () => {
-  expect(canonicalJson({ b: [1, 2.5], a: { d: null, c: 'x' }, e: undefined })).toBe('{"a":{"c":"x","d":null},"b":[1,2.5]}');
+  expect(canonicalJson({ b: [1, 2.5], a: { d: null, c: 'x' }, e: undefined })).toBe(
+    '{"a":{"c":"x","d":null},"b":[1,2.5]}',
+  );
   expect(contentKey({ a: 1, b: 2 })).toBe(contentKey({ b: 2, a: 1 }));
 });
 

@@ -41,7 +41,8 @@ test('a subset keeps the shares of the capabilities, and a smaller one lies insi
 });
 
 test('epochs become steps by the size of the training pool', () => {
-  const node = (until: object) => ({ parameters: { until, rollout: { prompts_per_step: 16 } } }) as unknown as NodeOf<'rl'>;
+  const node = (until: object) =>
+    ({ parameters: { until, rollout: { prompts_per_step: 16 } } }) as unknown as NodeOf<'rl'>;
   expect(stepsOf(node({ steps: null, epochs: 1 }), 1000)).toBe(63); // ceil(1000 / 16)
   expect(stepsOf(node({ steps: 5, epochs: null }), 1000)).toBe(5);
 });

@@ -17,7 +17,12 @@ describe('fusion', () => {
   });
 
   test('by weights adds scores brought to [0, 1] as Milvus does', () => {
-    const fused = fuse([page('a', 0.5)], [page('a', 1), page('b', 1)], { kind: 'weighted', dense: 1, sparse: 0.7 }, 'cosine');
+    const fused = fuse(
+      [page('a', 0.5)],
+      [page('a', 1), page('b', 1)],
+      { kind: 'weighted', dense: 1, sparse: 0.7 },
+      'cosine',
+    );
     expect(fused[0]?.score).toBeCloseTo(0.75 + 0.7 * 0.5);
     expect(fused[1]?.score).toBeCloseTo(0.7 * 0.5);
   });
@@ -40,7 +45,10 @@ describe('fusion', () => {
 
 describe('retrieval metrics', () => {
   test('nDCG: gains over log2(rank + 1), against the best order, by hand', () => {
-    const relevant = new Map([['a', 2], ['b', 1]]);
+    const relevant = new Map([
+      ['a', 2],
+      ['b', 1],
+    ]);
     // (1 / log2(2) + 2 / log2(4)) / (2 / log2(2) + 1 / log2(3)) = (1 + 1) / (2 + 0.63093)
     expect(ndcgAt(['b', 'x', 'a'], relevant, 10)).toBeCloseTo(2 / (2 + 1 / Math.log2(3)), 10);
     expect(ndcgAt(['a', 'b'], relevant, 10)).toBe(1);
@@ -48,7 +56,11 @@ describe('retrieval metrics', () => {
   });
 
   test('recall is the share of relevant pages among the first k', () => {
-    const relevant = new Map([['a', 1], ['b', 1], ['c', 0]]);
+    const relevant = new Map([
+      ['a', 1],
+      ['b', 1],
+      ['c', 0],
+    ]);
     expect(recallAt(['x', 'a', 'b'], relevant, 2)).toBe(0.5);
     expect(recallAt(['c', 'a', 'b'], relevant, 5)).toBe(1);
   });
@@ -56,8 +68,17 @@ describe('retrieval metrics', () => {
 
 describe('a visit', () => {
   const facts = 'License: MIT\nVersion: 4.1.0\nAuthor: Ada Lovelace';
-  const filler = Array.from({ length: 60 }, (_, i) => `Paragraph ${i} describes options of the parser and its plugins at length.`);
-  const text = [facts, ...filler.slice(0, 40), '## History', 'The engine was first released in 1843 for the Analytical Engine.', ...filler.slice(40)].join('\n\n');
+  const filler = Array.from(
+    { length: 60 },
+    (_, i) => `Paragraph ${i} describes options of the parser and its plugins at length.`,
+  );
+  const text = [
+    facts,
+    ...filler.slice(0, 40),
+    '## History',
+    'The engine was first released in 1843 for the Analytical Engine.',
+    ...filler.slice(40),
+  ].join('\n\n');
 
   test('returns a page whole when it fits', () => {
     expect(cutToGoal('Short page.', 'anything', 10, words)).toEqual({ text: 'Short page.', truncated: false });
@@ -84,7 +105,9 @@ describe('a visit', () => {
   });
 
   test('of a large page takes milliseconds', () => {
-    const large = Array.from({ length: 5000 }, (_, i) => `Line ${i} about parsers, engines and ${i % 97} things.`).join('\n\n');
+    const large = Array.from({ length: 5000 }, (_, i) => `Line ${i} about parsers, engines and ${i % 97} things.`).join(
+      '\n\n',
+    );
     cutToGoal(large, 'engines', 256, words);
     const before = process.cpuUsage();
     cutToGoal(large, 'What does line 4711 say of engines?', 256, words);
@@ -100,7 +123,9 @@ describe('a visit', () => {
       covered = end;
     }
     expect(text.slice(covered).trim()).toBe('');
-    expect(passages.map(({ start, end }) => text.slice(start, end))).toContain('## History\n\nThe engine was first released in 1843 for the Analytical Engine.');
+    expect(passages.map(({ start, end }) => text.slice(start, end))).toContain(
+      '## History\n\nThe engine was first released in 1843 for the Analytical Engine.',
+    );
   });
 
   test('of several pages gives short ones what they need and long ones equal parts of the rest', () => {
@@ -112,7 +137,10 @@ describe('a visit', () => {
 
 test('a snippet shows where the words of the query are densest', () => {
   const filler = 'Nothing of note stands here at all. '.repeat(20);
-  const shown = snippet(`${filler}The licence of the parser is Apache-2.0 since version three. ${filler}`, 'licence of parsers');
+  const shown = snippet(
+    `${filler}The licence of the parser is Apache-2.0 since version three. ${filler}`,
+    'licence of parsers',
+  );
   expect(shown).toContain('licence of the parser is Apache-2.0');
   expect(shown.length).toBeLessThan(320);
 });

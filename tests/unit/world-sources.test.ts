@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { htmlToMarkdown } from '../../environments/world/sources/html-to-markdown.ts';
-import { DEFAULT_FIELDS, parseLine } from '../../environments/world/sources/jsonl.ts';
 import { openSource } from '../../environments/world/sources/index.ts';
+import { DEFAULT_FIELDS, parseLine } from '../../environments/world/sources/jsonl.ts';
 import { parseMarkdown } from '../../environments/world/sources/markdown-folder.ts';
 import { RowReport } from '../../environments/world/sources/row-report.ts';
 import type { CorpusSource } from '../../schemas/node-parameters.ts';
@@ -89,7 +89,8 @@ describe('a source', () => {
 
 describe('an HTML page', () => {
   const html = (body: string) => Buffer.from(`<html><head><title>Page</title></head><body>${body}</body></html>`);
-  const paragraphs = '<p>The licence of the package is MIT, and it was first published in 2014 by one author.</p>'.repeat(4);
+  const paragraphs =
+    '<p>The licence of the package is MIT, and it was first published in 2014 by one author.</p>'.repeat(4);
 
   test('becomes Markdown with its links, and what is hidden is dropped', () => {
     const page = htmlToMarkdown(
@@ -105,7 +106,10 @@ describe('an HTML page', () => {
   });
 
   test('is decoded by its own declaration of a charset', () => {
-    const bytes = Buffer.from(`<html><head><meta charset="windows-1252"><title>Caf\xe9</title></head><body>${paragraphs}</body></html>`, 'latin1');
+    const bytes = Buffer.from(
+      `<html><head><meta charset="windows-1252"><title>Caf\xe9</title></head><body>${paragraphs}</body></html>`,
+      'latin1',
+    );
     expect(htmlToMarkdown(bytes)).toMatchObject({ title: 'Café' });
   });
 
@@ -115,12 +119,16 @@ describe('an HTML page', () => {
     ['200,000 attributes', `<p ${'a=1 '.repeat(200_000)}>${paragraphs}`],
     ['unclosed tags without end', '<a<'.repeat(300_000)],
     ['10 MB of entities', '&amp;'.repeat(2_000_000)],
-  ])('with %s takes two seconds of CPU at most', (_name, body) => {
-    const before = process.cpuUsage();
-    htmlToMarkdown(html(body));
-    const { user, system } = process.cpuUsage(before);
-    expect((user + system) / 1e6).toBeLessThan(4); // twice, for what else runs in this process
-  }, 60_000);
+  ])(
+    'with %s takes two seconds of CPU at most',
+    (_name, body) => {
+      const before = process.cpuUsage();
+      htmlToMarkdown(html(body));
+      const { user, system } = process.cpuUsage(before);
+      expect((user + system) / 1e6).toBeLessThan(4); // twice, for what else runs in this process
+    },
+    60_000,
+  );
 
   test('nested too deep is refused with its reason', () => {
     expect(htmlToMarkdown(html('<div>'.repeat(600)))).toBe('nested deeper than 512');
@@ -128,7 +136,10 @@ describe('an HTML page', () => {
 });
 
 test('a Markdown page takes its title from the front matter, else from its first heading', () => {
-  expect(parseMarkdown('---\ntitle: "Guide"\n---\n# Heading\n\nText.')).toEqual({ title: 'Guide', text: '# Heading\n\nText.' });
+  expect(parseMarkdown('---\ntitle: "Guide"\n---\n# Heading\n\nText.')).toEqual({
+    title: 'Guide',
+    text: '# Heading\n\nText.',
+  });
   expect(parseMarkdown('Intro.\n\n## Second\nText.').title).toBe('Second');
   expect(parseMarkdown('Old style\n=====\nText.').title).toBe('Old style');
 });

@@ -2,13 +2,18 @@ import { describe, expect, test } from 'vitest';
 import { analyze } from '../../environments/world/analyzer.ts';
 import { chunkPage, chunkWithTitle } from '../../environments/world/chunker.ts';
 import { bandKeys, jaccard, rowsPerBand, shingles } from '../../environments/world/near-duplicates.ts';
-import { pageOrder, PageSelection } from '../../environments/world/page-selection.ts';
+import { PageSelection, pageOrder } from '../../environments/world/page-selection.ts';
 
 const words = (text: string): number => text.split(/\s+/).filter(Boolean).length;
 
 describe('terms for BM25', () => {
   test('are lower-case Porter stems without stop words and possessives', () => {
-    expect(analyze("The author's relational databases are NOT connected.")).toEqual(['author', 'relat', 'databas', 'connect']);
+    expect(analyze("The author's relational databases are NOT connected.")).toEqual([
+      'author',
+      'relat',
+      'databas',
+      'connect',
+    ]);
   });
 
   test('keep numbers, versions apart, and words of other alphabets whole', () => {
@@ -50,7 +55,8 @@ describe('chunks of a page', () => {
     const chunks = chunkPage(long, { tokens: 10, overlap: 0 }, words);
     expect(chunks.map(({ text: slice }) => slice).join(' ')).toBe(long);
     const emoji = '😀'.repeat(5000);
-    for (const { text: slice } of chunkPage(emoji, { tokens: 10, overlap: 0 }, words)) expect(slice).not.toMatch(/\p{Surrogate}/u);
+    for (const { text: slice } of chunkPage(emoji, { tokens: 10, overlap: 0 }, words))
+      expect(slice).not.toMatch(/\p{Surrogate}/u);
   });
 
   test('of megabytes without a space take no more than a moment', () => {

@@ -39,15 +39,23 @@ export function htmlToMarkdown(bytes: Uint8Array): ExtractedPage | string {
   const heading = document.querySelector('h1')?.textContent ?? '';
   const title = cleanTitle(document.querySelector('title')?.textContent || heading);
   const whole = document.body?.innerHTML ?? '';
-  const article = new Readability(document as ConstructorParameters<typeof Readability>[0], { charThreshold: 200 }).parse();
-  const text = article?.content ? turndown.turndown(parseHTML(`<html><body>${article.content}</body></html>`).document.body) : plainText(whole);
+  const article = new Readability(document as ConstructorParameters<typeof Readability>[0], {
+    charThreshold: 200,
+  }).parse();
+  const text = article?.content
+    ? turndown.turndown(parseHTML(`<html><body>${article.content}</body></html>`).document.body)
+    : plainText(whole);
   const cleaned = cleanText(text);
   return cleaned === '' ? 'no text' : { title: title || cleanTitle(heading), text: cleaned };
 }
 
 /** For pages that are no article (lists, tables of links), where Readability finds nothing. */
 function plainText(html: string): string {
-  return convert(html, { wordwrap: false, limits: { maxDepth: MAX_DEPTH }, selectors: [{ selector: 'img', format: 'skip' }] });
+  return convert(html, {
+    wordwrap: false,
+    limits: { maxDepth: MAX_DEPTH },
+    selectors: [{ selector: 'img', format: 'skip' }],
+  });
 }
 
 function dropHidden(document: ReturnType<typeof parseHTML>['document']): void {

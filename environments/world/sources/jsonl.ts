@@ -18,7 +18,11 @@ export const DEFAULT_FIELDS: PageFields = { url: 'url', id: 'id', title: 'title'
 
 // A URL is a key in PostgreSQL, whose index rows end at 2,704 bytes.
 const MAX_URL_BYTES = 2000;
-const EXTENSIONS = ['.jsonl', '.ndjson', '.json'].flatMap((extension) => [extension, `${extension}.gz`, `${extension}.zst`]);
+const EXTENSIONS = ['.jsonl', '.ndjson', '.json'].flatMap((extension) => [
+  extension,
+  `${extension}.gz`,
+  `${extension}.zst`,
+]);
 
 /**
  * Pages from JSONL files. Besides the columns named in `fields`, the shapes of neighbouring systems are read, row by

@@ -58,7 +58,12 @@ function openBytes(path: string): AsyncIterable<Buffer> {
   const unpacker = path.endsWith('.gz') ? createGunzip() : path.endsWith('.zst') ? createZstdDecoder() : null;
   if (unpacker === null) return file;
   // An error anywhere destroys the last stream with it, which is how the reader learns of it.
-  return pipeline(file, unpacker, refuseBombs(path, () => file.bytesRead), () => undefined);
+  return pipeline(
+    file,
+    unpacker,
+    refuseBombs(path, () => file.bytesRead),
+    () => undefined,
+  );
 }
 
 function createZstdDecoder(): Transform {

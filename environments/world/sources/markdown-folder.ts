@@ -28,7 +28,10 @@ export async function* markdownFolderPages(path: string, report: RowReport): Asy
 export function parseMarkdown(source: string): { title: string; text: string } {
   const frontMatter = /^\ufeff?---\r?\n([\s\S]*?)\r?\n---\r?\n/.exec(source);
   const text = cleanText(frontMatter ? source.slice(frontMatter[0].length) : source);
-  const declared = /^title:\s*(.+)$/m.exec(frontMatter?.[1] ?? '')?.[1]?.trim().replace(/^(["'])(.*)\1$/, '$2');
+  const declared = /^title:\s*(.+)$/m
+    .exec(frontMatter?.[1] ?? '')?.[1]
+    ?.trim()
+    .replace(/^(["'])(.*)\1$/, '$2');
   const heading = /^#{1,3}\s+(.+?)\s*#*$/m.exec(text)?.[1] ?? /^(\S.*)\n(?:=+|-{3,})$/m.exec(text)?.[1];
   return { title: cleanTitle(declared ?? heading ?? ''), text };
 }

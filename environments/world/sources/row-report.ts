@@ -32,7 +32,11 @@ export class RowReport {
     const rows = this.good + this.bad;
     if (this.bad > rows * MAX_BAD_SHARE) {
       const reasons = this.examples.join('; ');
-      throw new ExpError('BAD_ROWS', this.source, `${this.bad} of ${rows} rows are bad (at most 1 % may be): ${reasons}`);
+      throw new ExpError(
+        'BAD_ROWS',
+        this.source,
+        `${this.bad} of ${rows} rows are bad (at most 1 % may be): ${reasons}`,
+      );
     }
     if (expectedRecords !== undefined && rows !== expectedRecords) {
       throw new ExpError('EXPECT_RECORDS', this.source, `expected ${expectedRecords} records, found ${rows}`);
