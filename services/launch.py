@@ -10,6 +10,7 @@ The supervisor gives each program a process group of its own. The group is writt
 environment nor command line tell whose a process is: vLLM and PostgreSQL overwrite both with titles.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -51,10 +52,8 @@ def end_leftovers(service: str, group_file: str) -> None:
             if pid not in told:
                 print(f"launch: ending process {pid}, left by an earlier {service}", flush=True)
                 told.add(pid)
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         if time.monotonic() > deadline:
             sys.exit(f"launch: processes {pids} of an earlier {service} do not end")
         time.sleep(0.05)

@@ -82,7 +82,7 @@ def embed_onnx(path: Path, batch: dict[str, np.ndarray]) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return session.run(["embedding"], batch)[0]
+    return np.asarray(session.run(["embedding"], batch)[0])
 
 
 def check(reference_BD: np.ndarray, fp32_BD: np.ndarray, int8_BD: np.ndarray, tokenizer: Tokenizer, out: Path) -> dict:

@@ -80,7 +80,8 @@ def check(out: Path) -> None:
         return_tensors="pt",
         return_dict=False,
     )
-    reply = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :])
+    said = model.generate(ids, max_new_tokens=24, do_sample=False)  # pyright: ignore[reportAttributeAccessIssue]
+    reply = tokenizer.decode(said[0, ids.shape[1] :])
     if "Paris" not in reply:
         raise RuntimeError(f"the model made from {GGUF_NAME} does not speak sense: {reply!r}")
     if tokenizer.encode("in 2024") != tokenizer.convert_tokens_to_ids(["in", "Ġ", "2", "0", "2", "4"]):
