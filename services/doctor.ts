@@ -217,6 +217,9 @@ function checkPorts({ home, processes }: Patient): Finding[] {
       ];
 }
 
+/** Long enough for a machine that is busy with other things. */
+const ANSWER_MS = 15_000;
+
 async function checkServices({ home, profile, states }: Patient): Promise<Finding[]> {
   const file = readServicesFile(home);
   if (states === undefined || file === undefined) {
@@ -224,6 +227,7 @@ async function checkServices({ home, profile, states }: Patient): Promise<Findin
     return [note('SERVICES_DOWN', home, `the services ${message}`, 'exp up starts them; exp submit does so by itself')];
   }
   const addresses = embedded(profile, file, home);
+  await import('@temporalio/client'); // loading it stops this process for a while, which must not look like a slow service
   return Promise.all(
     SERVICES.map((name) =>
       serviceFinding(
@@ -259,7 +263,7 @@ async function serviceFinding(
   }
   const age = Math.max(0, Math.round(Date.now() / 1000 - state.start));
   try {
-    await withTimeout(probe(name, { connections: addresses, profile, startedAt: state.start * 1000 }), 8000);
+    await withTimeout(probe(name, { connections: addresses, profile, startedAt: state.start * 1000 }), ANSWER_MS);
     return ok(name, `runs since ${age} s as process ${state.pid}`);
   } catch (error) {
     const why = (error as Error).message || String(error);
@@ -372,7 +376,7 @@ async function checkAddresses({ profile }: Patient): Promise<Finding[]> {
   return Promise.all(
     targets.map(async ([name, at, target]) => {
       try {
-        await withTimeout(probe(name, { connections: target, profile, startedAt: 0 }), 8000);
+        await withTimeout(probe(name, { connections: target, profile, startedAt: 0 }), ANSWER_MS);
         return ok(name, `answers at ${at}`);
       } catch (error) {
         return problem(

@@ -111,7 +111,7 @@ export async function trainerLeases(url: string): Promise<TrainerLease[]> {
 }
 
 export async function withClient<T>(url: string, work: (client: pg.Client) => Promise<T>): Promise<T> {
-  const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 3000, application_name: 'exp' });
+  const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 10_000, application_name: 'exp' });
   client.on('error', () => undefined); // a server that ends mid-query rejects the query; this event says it once more
   await client.connect();
   try {
