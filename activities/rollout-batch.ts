@@ -40,7 +40,7 @@ type Batch = Parameters<RolloutActivities['rolloutBatch']>[0];
 
 const HEARTBEAT_MS = 2_000;
 /** Longest time without a token, a turn or a poll during which work still counts as moving: a long prefill on a busy CPU. */
-const STALL_MS = 120_000;
+const STALL_MS = 300_000;
 const RENEW_MS = 20_000;
 /** Attempts at one trajectory before it is recorded as failed. */
 const ATTEMPTS = 3;

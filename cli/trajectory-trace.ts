@@ -70,12 +70,12 @@ export class LiveTrace {
     this.#sampledMs += record.latency_ms;
     const cost = `${count} tokens, ${this.#rate(count, record.latency_ms)}`;
     const action = readAction(tokenizer, record.token_ids, tools);
-    const thought = /<think>([\s\S]*?)<\/think>/.exec(tokenizer.decode(record.token_ids))?.[1];
-    if (thought !== undefined) this.#line(`turn ${record.turn + 1}`, thought, 'dim');
-    else this.#line(`turn ${record.turn + 1}`, '', 'dim');
+    const text = tokenizer.decode(record.token_ids);
+    const thought = /<think>([\s\S]*?)<\/think>/.exec(text)?.[1];
+    this.#line(`turn ${record.turn + 1}`, thought ?? cost, 'dim');
     if (action.kind === 'tool_call') this.#line(action.tool, `${JSON.stringify(action.args)}  (${cost})`, 'cyan');
     if (action.kind === 'malformed')
-      this.#line('malformed', `${action.reason}: ${tokenizer.decode(record.token_ids)}  (${cost})`, 'yellow');
+      this.#line('malformed', `${action.reason}: ${truncate(oneLine(text.replaceAll('\n', ' ')), 200)}`, 'yellow');
     if (record.observation !== null) this.#observation(record.observation, tokenizer);
     this.#turnStarted = Date.now();
     this.#turnTokens = 0;
