@@ -51,7 +51,7 @@ const MAX_ANSWER_SHARE = 0.08;
 /** Candidates drawn for each task wanted: some fail the checks or the cap. */
 const SURPLUS = 3;
 /** Packages kept in memory for each task wanted. */
-const SAMPLE_PER_TASK = 20;
+const SAMPLE_PER_TASK = 8;
 const MIN_SAMPLE = 2000;
 
 export async function generateTasks(
