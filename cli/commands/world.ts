@@ -1,7 +1,7 @@
 import { join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { contentKey } from '../../schemas/canonical.ts';
-import { ExpError } from '../../schemas/errors.ts';
+import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { CorpusParameters, CorpusSource, IndexParameters } from '../../schemas/node-parameters.ts';
 import { modelsDir, repoRoot } from '../../services/home.ts';
 import type { Command, CommandIo } from '../command.ts';
@@ -96,6 +96,10 @@ async function build(argv: string[], io: CommandIo): Promise<number> {
     try {
       const tools = { pool, milvus, embedder, io };
       return await buildWorld(tools, name, corpusParameters, paths, chunk, values.json);
+    } catch (error) {
+      if (!io.signal.aborted) throw error;
+      io.err('stopped; the same command goes on where it stopped');
+      return ExitCode.runFailed;
     } finally {
       await Promise.allSettled([embedder.close(), milvus.closeConnection(), pool.end()]);
     }

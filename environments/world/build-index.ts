@@ -49,57 +49,90 @@ export function collectionName(indexKey: string): string {
  * then everything is cleared, and the next attempt starts afresh.
  */
 export async function buildIndex(options: BuildIndexOptions): Promise<IndexBody> {
-  const { pool, milvus, indexKey, corpus, parameters, signal } = options;
+  const { milvus, indexKey, corpus, parameters } = options;
   const fingerprint = indexFingerprint(options.embedder, parameters.chunk, corpus);
   const index = new ChunkIndex(milvus, collectionName(indexKey), parameters.dense);
+  const estimate = estimateChunks(corpus, parameters.chunk);
+  let embedded = 0;
+  const report = (chunks: number): void => {
+    embedded = chunks;
+    options.onProgress(chunks, Math.max(chunks, estimate));
+  };
+  // Embedding reports by itself. All else here is calls to services, each with a deadline of its own: waiting for one
+  // is not hanging.
+  const waiting = (): NodeJS.Timeout => setInterval(() => report(embedded), WAIT_MS);
+
+  let timer = waiting();
+  try {
+    await prepare(options, index, fingerprint);
+    const sealed = await sealedShards(options.pool, indexKey);
+    clearInterval(timer);
+    const chunks = await ingest(options, index, sealed, report);
+    timer = waiting();
+    await finish(options, index, chunks);
+    options.onProgress(chunks, chunks);
+    return { collection: index.collection, chunks, fingerprint };
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+/** The collection is there and made as wanted; a new one has no sealed shards. */
+async function prepare(
+  { pool, indexKey, parameters }: BuildIndexOptions,
+  index: ChunkIndex,
+  fingerprint: IndexFingerprint,
+): Promise<void> {
   if (await index.exists()) {
     await index.checkFingerprint(fingerprint);
-  } else {
-    await pool.query('delete from index_shards where index_key = $1', [indexKey]);
-    await index.create(fingerprint, parameters.sparse);
+    return;
   }
+  await pool.query('delete from index_shards where index_key = $1', [indexKey]);
+  await index.create(fingerprint, parameters.sparse);
+}
 
-  const sealed = await sealedShards(pool, indexKey);
-  let done = sealed.chunks;
-  let embedded = done;
-  const estimate = estimateChunks(corpus, parameters.chunk);
-  const report = (): void => options.onProgress(embedded, Math.max(embedded, estimate));
+/** Embed and insert what is not sealed yet; returns how many chunks there are in all. */
+async function ingest(
+  options: BuildIndexOptions,
+  index: ChunkIndex,
+  sealed: SealedShards,
+  report: (chunks: number) => void,
+): Promise<number> {
+  let embedded = sealed.chunks;
+  let stored = sealed.chunks;
   let inserting: Promise<void> = Promise.resolve();
   try {
     for await (const shard of unsealedShards(options, sealed)) {
-      signal.throwIfAborted();
+      options.signal.throwIfAborted();
       const vectors = await embedShard(options, shard, () => {
         embedded += 1;
-        report();
+        report(embedded);
       });
       await inserting;
       inserting = insertShard(options, index, shard, vectors).then(() => {
-        done += shard.chunks.length;
-        report();
+        stored += shard.chunks.length;
+        report(embedded);
       });
       inserting.catch(() => undefined); // awaited before the next insert
     }
   } finally {
     await inserting;
   }
+  return stored;
+}
 
-  // Flush and load may take long; each call to Milvus has its own deadline, so waiting for one is not hanging.
-  const waiting = setInterval(report, WAIT_MS);
-  const stored = await index
-    .flush()
-    .then(() => index.count())
-    .finally(() => clearInterval(waiting));
-  if (stored !== done) {
-    await index.drop();
-    await pool.query('delete from index_shards where index_key = $1', [indexKey]);
-    throw new ExpError(
-      'INDEX_INCOMPLETE',
-      index.collection,
-      `${stored} chunks are stored where ${done} were sealed; start again`,
-    );
-  }
-  options.onProgress(done, done);
-  return { collection: index.collection, chunks: done, fingerprint };
+/** What was written can be read, all of it; else everything is cleared. */
+async function finish({ pool, indexKey }: BuildIndexOptions, index: ChunkIndex, chunks: number): Promise<void> {
+  await index.flush();
+  const stored = await index.count();
+  if (stored === chunks) return;
+  await index.drop();
+  await pool.query('delete from index_shards where index_key = $1', [indexKey]);
+  throw new ExpError(
+    'INDEX_INCOMPLETE',
+    index.collection,
+    `${stored} chunks are stored where ${chunks} were sealed; start again`,
+  );
 }
 
 /** Whether the collection a manifest promises is there, with its fingerprint and all its rows. */

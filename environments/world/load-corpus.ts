@@ -66,7 +66,7 @@ export async function loadCorpus(options: LoadCorpusOptions): Promise<CorpusBody
     failed = error as Error;
     throw error;
   } finally {
-    client.release(failed); // its temporary tables must not meet the next user
+    client.release(failed ?? true); // closed, with its temporary tables
   }
 }
 

@@ -1,6 +1,7 @@
 import { ExpError } from '../../../schemas/errors.ts';
 import type { CorpusSource } from '../../../schemas/node-parameters.ts';
 import type { SourcePage } from '../../environment.ts';
+import { cleanText, cleanTitle } from './clean-text.ts';
 import type { RowReport } from './row-report.ts';
 
 /**
@@ -38,11 +39,23 @@ export async function* openSource(
       const { installedPackages } = await import('./installed-packages.ts');
       for await (const page of installedPackages({ ecosystems: spec.ecosystems, root: path })) {
         report.accept();
-        yield page;
+        yield cleanPage(page);
       }
       return;
     }
     case 'wet':
       throw new ExpError('UNSUPPORTED', `corpus.sources.${name}`, 'WET files are not read yet; convert them to JSONL');
   }
+}
+
+/** PostgreSQL holds no NUL, in text or in JSON. */
+function cleanPage({ url, title, text, facts }: SourcePage): SourcePage {
+  const cleanFact = (fact: string | string[]): string | string[] =>
+    Array.isArray(fact) ? fact.map(cleanTitle) : cleanTitle(fact);
+  return {
+    url,
+    title: cleanTitle(title),
+    text: cleanText(text),
+    ...(facts && { facts: Object.fromEntries(Object.entries(facts).map(([name, fact]) => [name, cleanFact(fact)])) }),
+  };
 }
