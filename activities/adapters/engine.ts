@@ -43,6 +43,22 @@ interface LeaseState {
   boot?: string;
   checkpoint?: string;
   model_dir?: string;
+  /** A switch that has begun: what the engine served before it. */
+  replacing?: Replaced;
+}
+
+/** Weights that are given up: their probe as the engine answered it, and their directory, where it is known. */
+interface Replaced {
+  logprobs: number[];
+  model_dir?: string;
+}
+
+interface Switch {
+  resource: string;
+  epoch: number;
+  state: LeaseState;
+  checkpoint: Checkpoint;
+  directory: string;
 }
 
 interface LeaseRow {
@@ -196,27 +212,7 @@ export class EnginePool {
           const state = await this.#stateAt(resource, epoch);
           const isLoaded = info.boot !== stale && state.boot === info.boot && state.checkpoint === checkpoint.digest;
           if (isLoaded) return info.boot;
-          await checkBase(client.address, info, checkpoint, directory);
-          const probe = await readProbe(directory);
-          const before = client.address.admin ? await client.probe(info.boot, probe.token_ids, call) : null;
-          // Until the probe has answered, nobody may take the engine for loaded.
-          await this.#setState(resource, epoch, {});
-          if (client.address.admin) await client.loadWeights(directory, call);
-          const served = await client.probe(info.boot, probe.token_ids, call);
-          checkExpected(client.address, checkpoint, served, probe);
-          if (before !== null)
-            await checkReplaced(client.address, checkpoint, {
-              before,
-              served,
-              probe,
-              replaced: state.boot === info.boot ? state.model_dir : undefined,
-            });
-          await this.#checkRecorded(client.address, checkpoint, served);
-          await this.#setState(resource, epoch, {
-            boot: info.boot,
-            checkpoint: checkpoint.digest,
-            model_dir: directory,
-          });
+          await this.#replaceWeights(client, info, { resource, epoch, state, checkpoint, directory }, call);
           return info.boot;
         });
       } catch (error) {
@@ -235,6 +231,38 @@ export class EnginePool {
         call.onTokens?.(0);
       }
     }
+  }
+
+  /** Give the engine the weights, and have it prove that it has them. */
+  async #replaceWeights(
+    client: EngineClient,
+    info: EngineInfo,
+    { resource, epoch, state, checkpoint, directory }: Switch,
+    call: CallOptions,
+  ): Promise<void> {
+    const { address } = client;
+    await checkBase(address, info, checkpoint, directory);
+    const probe = await readProbe(directory);
+    if (address.admin) {
+      // An attempt that broke off may have loaded the weights: what was served before it is what counts.
+      const unfinished = state.boot === info.boot ? state.replacing : undefined;
+      const replacing = unfinished ?? {
+        logprobs: (await client.probe(info.boot, probe.token_ids, call)).logprobs,
+        ...(state.boot === info.boot && state.model_dir !== undefined && { model_dir: state.model_dir }),
+      };
+      // Until the probe has answered, nobody may take the engine for loaded.
+      await this.#setState(resource, epoch, { boot: info.boot, replacing });
+      await client.loadWeights(directory, call);
+      const served = await client.probe(info.boot, probe.token_ids, call);
+      checkExpected(address, checkpoint, served, probe);
+      await checkReplaced(address, checkpoint, served, probe, replacing);
+      await this.#checkRecorded(address, checkpoint, served);
+    } else {
+      const served = await client.probe(info.boot, probe.token_ids, call);
+      checkExpected(address, checkpoint, served, probe);
+      await this.#checkRecorded(address, checkpoint, served);
+    }
+    await this.#setState(resource, epoch, { boot: info.boot, checkpoint: checkpoint.digest, model_dir: directory });
   }
 
   /** An engine answers for a checkpoint as it did the first time. */
@@ -350,14 +378,6 @@ export class EngineLease {
   }
 }
 
-interface Replacement {
-  before: Served;
-  served: Served;
-  probe: Probe;
-  /** Directory of the weights that were served before, where it is known. */
-  replaced: string | undefined;
-}
-
 /** The engine's logprobs of a fixed prompt must be those of the checkpoint, up to rounding. */
 function checkExpected(address: EngineAddress, checkpoint: Checkpoint, { logprobs }: Served, probe: Probe): void {
   const distance = meanDistance(logprobs, expectedOf(probe));
@@ -377,12 +397,17 @@ function checkExpected(address: EngineAddress, checkpoint: Checkpoint, { logprob
 async function checkReplaced(
   address: EngineAddress,
   checkpoint: Checkpoint,
-  { before, served, probe, replaced }: Replacement,
+  served: Served,
+  probe: Probe,
+  replaced: Replaced,
 ): Promise<void> {
-  if (!(meanDistance(before.logprobs, served.logprobs) <= SAME)) return;
-  if (checkpoint.adapters.length === 0) return; // the engine started with these weights
-  const earlier = replaced === undefined ? null : await readProbe(replaced).catch(() => null);
-  if (earlier !== null && meanDistance(expectedOf(earlier), expectedOf(probe)) <= SAME) return;
+  if (!(meanDistance(replaced.logprobs, served.logprobs) <= SAME)) return;
+  if (replaced.model_dir === undefined) {
+    if (checkpoint.adapters.length === 0) return; // it had just started, with these weights
+  } else {
+    const earlier = await readProbe(replaced.model_dir).catch(() => null);
+    if (earlier !== null && meanDistance(expectedOf(earlier), expectedOf(probe)) <= SAME) return;
+  }
   throw probeFailed(address, checkpoint, 'it answers exactly as before its weights were replaced');
 }
 
