@@ -83,7 +83,7 @@ export async function openDependencies() {
     trainer: {
       export_dtype: 'bfloat16',
       threads: Math.max(1, Math.floor(availableParallelism() / 2)),
-      micro_batch_tokens: 4096,
+      micro_batch_tokens: 1024,
     } as const satisfies TrainStageDeps['trainer'],
     madeWith: { commit: process.env['EXP_BUILD'] ?? 'unknown', host: hostname(), device: 'cpu' },
     client,
