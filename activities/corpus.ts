@@ -66,7 +66,6 @@ export const createCorpusActivities = ({
         files: {},
         body,
         metrics: corpusMetrics(body),
-        made_with: {},
       });
     }),
 });

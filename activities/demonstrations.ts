@@ -161,7 +161,6 @@ async function publish(
       files,
       body,
       metrics: metricsOf(body, lengths),
-      made_with: {},
     });
   } finally {
     await rm(folder, { recursive: true, force: true });

@@ -6,7 +6,7 @@ import type { GpuActivities, TrainerHold } from './index.ts';
 export interface HoldTrainerDeps {
   client: Client;
   host: TrainerHost;
-  /** This host's own queue, `exp-gpu@<host>`. */
+  /** This host's own queue, `<prefix>-gpu@<host>`. */
   taskQueue: string;
 }
 

@@ -40,7 +40,7 @@ export interface RolloutShard {
   failed: number;
 }
 
-/** Queue `exp-cpu`. */
+/** Task queue `<prefix>-cpu`. */
 export interface CpuActivities {
   loadSkeleton(input: { plan: string; arm: string }): Promise<NodeSkeleton[]>;
   listArms(input: { plan: string }): Promise<{ arms: string[] }>;
@@ -71,7 +71,7 @@ export interface CpuActivities {
   nodeEnded(input: { node: NodeRef; status: NodeOutcome['status']; detail: string }): Promise<void>;
 }
 
-/** Queue `exp-rollout`. */
+/** Task queue `<prefix>-rollout`. */
 export interface RolloutActivities {
   /** Take the engine for a checkpoint; waits its turn. */
   acquireEngine(input: { checkpoint: Checkpoint; holder: string }): Promise<{ epoch: number }>;
@@ -92,13 +92,13 @@ export interface TrainerHold {
   epoch: number;
 }
 
-/** Queue `exp-gpu`. */
+/** Task queue `<prefix>-gpu`. */
 export interface GpuActivities {
   /** Keep a trainer process alive for a stage and signal `trainerHeld` to the workflow; ends when cancelled. */
   holdTrainer(input: { node: NodeRef; workflowId: string }): Promise<void>;
 }
 
-/** Queue `exp-gpu@<host>`, where the process lives. */
+/** Task queue `<prefix>-gpu@<host>`, where the process lives. */
 export interface TrainerActivities {
   /** Where the stage stands in the step ledger: its last saved step, and the weights after it. */
   openTrainer(input: { node: NodeRef; epoch: number }): Promise<{ step: number; checkpoint: Checkpoint }>;
@@ -108,7 +108,7 @@ export interface TrainerActivities {
   closeTrainer(input: { node: NodeRef; epoch: number }): Promise<void>;
 }
 
-/** Queue `exp-cpu`: what an rl or sft stage does between steps. */
+/** Task queue `<prefix>-cpu`: what an rl or sft stage does between steps. */
 export interface StageActivities {
   /** Write every SFT batch to the step ledger; returns how many steps there are. */
   planSft(node: NodeRef): Promise<{ steps: number }>;

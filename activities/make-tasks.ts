@@ -101,7 +101,6 @@ export const createTaskActivities = ({
           files,
           body,
           metrics: metricsOf(body, made),
-          made_with: {},
         });
       } finally {
         await rm(folder, { recursive: true, force: true });

@@ -9,6 +9,7 @@ import type { StepLedger } from './adapters/step-ledger.ts';
 import type { RolloutShard, StageActivities } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
+import { withPulse } from './pulse.ts';
 
 export interface PlanRlStepDeps {
   plans: PlanReader;
@@ -33,42 +34,44 @@ export const createPlanRlStepActivities = ({
    * Score, drop groups that teach nothing, compute advantages over the whole batch in this one place, and fix the
    * step's batch in the ledger. With fewer than half of the prompts informative, asks for a refill unless it is the last.
    */
-  async planRlStep({ node: ref, step, shards, checkpoint, last }) {
-    const { rollout, algorithm } = nodeOf('rl', await plans.node(ref)).parameters;
-    const paths = await Promise.all(shards.map(({ blob }) => store.openBlob(blob)));
-    const groups = await readGroups(paths);
-    const informative = [...groups.values()].filter((group) => !isUninformative(group.map(outcomeOf)));
-    if (!last && informative.length < rollout.prompts_per_step / 2) return { usable: false };
+  planRlStep: ({ node: ref, step, shards, checkpoint, last }) =>
+    withPulse(async (moved) => {
+      const { rollout, algorithm } = nodeOf('rl', await plans.node(ref)).parameters;
+      const paths = await Promise.all(shards.map(({ blob }) => store.openBlob(blob)));
+      const groups = await readGroups(paths, moved);
+      const informative = [...groups.values()].filter((group) => !isUninformative(group.map(outcomeOf)));
+      if (!last && informative.length < rollout.prompts_per_step / 2) return { usable: false };
 
-    const chosen = informative.length > 0 ? informative.slice(0, rollout.prompts_per_step) : [...groups.values()];
-    const advantages = new Map(
-      chosen.flatMap((group) => {
-        const values = grpoAdvantages(group.map(outcomeOf), { normalizeStd: algorithm.normalize_std });
-        return group.map(({ trajectory_id }, index) => [trajectory_id, values[index] as number] as const);
-      }),
-    );
-    await mkdir(work, { recursive: true });
-    const folder = await mkdtemp(join(work, 'rl-'));
-    try {
-      const path = join(folder, 'batch.parquet');
-      await writeParquet(path, trainingRows(paths, advantages, rollout.temperature), batchColumns);
-      await ledger.plan(ref.key, step, await store.putBlob(path), checkpoint.digest);
-    } finally {
-      await rm(folder, { recursive: true, force: true });
-    }
-    await progress.record(ref.key, step, rolloutMetrics(groups, informative.length, shards));
-    return { usable: true };
-  },
+      const chosen = informative.length > 0 ? informative.slice(0, rollout.prompts_per_step) : [...groups.values()];
+      const advantages = new Map(
+        chosen.flatMap((group) => {
+          const values = grpoAdvantages(group.map(outcomeOf), { normalizeStd: algorithm.normalize_std });
+          return group.map(({ trajectory_id }, index) => [trajectory_id, values[index] as number] as const);
+        }),
+      );
+      await mkdir(work, { recursive: true });
+      const folder = await mkdtemp(join(work, 'rl-'));
+      try {
+        const path = join(folder, 'batch.parquet');
+        await writeParquet(path, trainingRows(paths, advantages, rollout.temperature, moved), batchColumns);
+        await ledger.plan(ref.key, step, await store.putBlob(path), checkpoint.digest);
+      } finally {
+        await rm(folder, { recursive: true, force: true });
+      }
+      await progress.record(ref.key, step, rolloutMetrics(groups, informative.length, shards));
+      return { usable: true };
+    }),
 });
 
 const outcomeOf = ({ reward }: Graded): number => reward.outcome;
 
 /** Trajectories by group. Infrastructure failures are masked here: they are counted by their shard, never scored. */
-async function readGroups(paths: readonly string[]): Promise<Map<string, Graded[]>> {
+async function readGroups(paths: readonly string[], moved: () => void): Promise<Map<string, Graded[]>> {
   const columns = ['trajectory_id', 'group_id', 'reward', 'score', 'termination', 'spans', 'sample'];
   const groups = new Map<string, Graded[]>();
   for (const path of paths) {
     for await (const row of readParquet<Graded>(path, columns)) {
+      moved();
       if (row.termination === 'failed') continue;
       groups.set(row.group_id, [...(groups.get(row.group_id) ?? []), row]);
     }
@@ -80,9 +83,15 @@ async function readGroups(paths: readonly string[]): Promise<Map<string, Graded[
 type TokenRow = Pick<Trajectory, 'trajectory_id' | 'branch' | 'token_ids' | 'mask' | 'logprobs'>;
 
 /** Rows of the trainer's batch: the sampled ids and their behaviour logprobs, with an advantage on every sampled token. */
-async function* trainingRows(paths: readonly string[], advantages: ReadonlyMap<string, number>, temperature: number) {
+async function* trainingRows(
+  paths: readonly string[],
+  advantages: ReadonlyMap<string, number>,
+  temperature: number,
+  moved: () => void,
+) {
   for (const path of paths) {
     for await (const row of readParquet<TokenRow>(path, ['trajectory_id', 'branch', 'token_ids', 'mask', 'logprobs'])) {
+      moved();
       const advantage = advantages.get(row.trajectory_id);
       if (advantage === undefined) continue;
       yield {

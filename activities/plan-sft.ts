@@ -7,6 +7,7 @@ import type { StepLedger } from './adapters/step-ledger.ts';
 import type { NodeRef, StageActivities } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
+import { withPulse } from './pulse.ts';
 import { parentCheckpoint } from './resolve-checkpoint.ts';
 
 export interface PlanSftDeps {
@@ -17,6 +18,9 @@ export interface PlanSftDeps {
   /** Scratch space. */
   work: string;
 }
+
+/** How often a running statement is asked how far it is. */
+const WATCH_MS = 1_000;
 
 /**
  * One row of a training batch: cross-entropy needs ids and mask only. Rows of a step are ordered by sequence_id,
@@ -43,25 +47,34 @@ export const createPlanSftActivities = ({
   work,
 }: PlanSftDeps): Pick<StageActivities, 'planSft'> => ({
   /** Shuffle, cut into batches in one streaming pass, and write every batch to the ledger before the first step. */
-  async planSft(ref: NodeRef) {
-    const node = await plans.node(ref);
-    const { batch, epochs } = nodeOf('sft', node).parameters.optimizer;
-    const source = await store.openFile(await plans.input(ref, 'trajectories'), 'trajectories.parquet');
-    const checkpoint = await parentCheckpoint(plans, ref);
+  planSft: (ref: NodeRef) =>
+    withPulse(async (moved) => {
+      const node = await plans.node(ref);
+      const { batch, epochs } = nodeOf('sft', node).parameters.optimizer;
+      const source = await store.openFile(await plans.input(ref, 'trajectories'), 'trajectories.parquet');
+      const checkpoint = await parentCheckpoint(plans, ref);
 
-    await mkdir(work, { recursive: true });
-    const folder = await mkdtemp(join(work, 'sft-'));
-    try {
-      const files = await writeBatches({ source, out: join(folder, 'batches'), seed: node.seed ?? 0, batch, epochs });
-      for (const [index, file] of files.entries()) {
-        await ledger.plan(ref.key, index + 1, await store.putBlob(file), checkpoint.digest);
+      await mkdir(work, { recursive: true });
+      const folder = await mkdtemp(join(work, 'sft-'));
+      try {
+        const files = await writeBatches({
+          source,
+          out: join(folder, 'batches'),
+          seed: node.seed ?? 0,
+          batch,
+          epochs,
+          moved,
+        });
+        for (const [index, file] of files.entries()) {
+          await ledger.plan(ref.key, index + 1, await store.putBlob(file), checkpoint.digest);
+          moved();
+        }
+        await progress.report(ref.key, 0, files.length, `${files.length} batches planned`);
+        return { steps: files.length };
+      } finally {
+        await rm(folder, { recursive: true, force: true });
       }
-      await progress.report(ref.key, 0, files.length, `${files.length} batches planned`);
-      return { steps: files.length };
-    } finally {
-      await rm(folder, { recursive: true, force: true });
-    }
-  },
+    }),
 });
 
 /** Batch files in step order. */
@@ -71,10 +84,21 @@ async function writeBatches(options: {
   seed: number;
   batch: number;
   epochs: number;
+  moved(): void;
 }): Promise<string[]> {
-  const { source, out, seed, batch, epochs } = options;
+  const { source, out, seed, batch, epochs, moved } = options;
   const database = await DuckDBInstance.create(':memory:', { threads: '1' });
   const connection = await database.connect();
+  let processed = 0n;
+  const watching = setInterval(() => {
+    const { rows_processed } = connection.progress;
+    try {
+      if (rows_processed !== processed) moved();
+    } catch {
+      connection.interrupt(); // cancelled: the statement fails, and so do we
+    }
+    processed = rows_processed;
+  }, WATCH_MS);
   try {
     await connection.run(BATCHES.replace('$out', out.replaceAll("'", "''")), {
       source,
@@ -83,6 +107,7 @@ async function writeBatches(options: {
       epochs,
     });
   } finally {
+    clearInterval(watching);
     connection.closeSync();
     database.closeSync();
   }

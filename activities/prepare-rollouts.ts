@@ -14,6 +14,7 @@ import type { Task } from '../schemas/task.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { CpuActivities, NodeRef } from './index.ts';
 import type { PlanReader } from './plan-reader.ts';
+import { withPulse } from './pulse.ts';
 
 /** Trajectories in one activity: enough to keep an engine full, few enough that a retry is cheap. */
 const BATCH_SIZE = 32;
@@ -41,21 +42,24 @@ interface Draw {
 
 export const createPrepareRolloutsActivities = ({ plans, store }: { plans: PlanReader; store: ArtifactStore }) => ({
   /** How many optimizer steps an rl stage has. */
-  async stagePlan(ref: NodeRef) {
-    const node = nodeOf('rl', await plans.node(ref));
-    const pool = await trainingPool(plans, store, ref, node, await readTasks(store, await plans.input(ref, 'tasks')));
-    return { steps: stepsOf(node, pool.length) };
-  },
+  stagePlan: (ref: NodeRef) =>
+    withPulse(async (moved) => {
+      const node = nodeOf('rl', await plans.node(ref));
+      const all = await readTasks(store, await plans.input(ref, 'tasks'), moved);
+      return { steps: stepsOf(node, (await trainingPool(plans, store, ref, node, all)).length) };
+    }),
 
-  prepareRollouts: async ({ node: ref, step, round }: Parameters<CpuActivities['prepareRollouts']>[0]) => {
-    const node = await plans.node(ref);
-    const draw = await drawTasks(plans, store, ref, node, step, round);
-    const prefix = `${ref.key.slice(0, 12)}/${step}${round > 0 ? `.${round}` : ''}`;
-    const specs = rolloutSpecs(node, draw, prefix);
-    const lines = [{ batch_size: BATCH_SIZE }, ...specs].map((line) => JSON.stringify(line));
-    const request = await store.putBlob(Buffer.from(`${lines.join('\n')}\n`));
-    return { request, trajectories: specs.length, batches: Math.ceil(specs.length / BATCH_SIZE) };
-  },
+  prepareRollouts: ({ node: ref, step, round }: Parameters<CpuActivities['prepareRollouts']>[0]) =>
+    withPulse(async (moved) => {
+      const node = await plans.node(ref);
+      const all = await readTasks(store, await plans.input(ref, 'tasks'), moved);
+      const draw = await drawTasks(plans, store, { ref, node, all }, step, round);
+      const prefix = `${ref.key.slice(0, 12)}/${step}${round > 0 ? `.${round}` : ''}`;
+      const specs = rolloutSpecs(node, draw, prefix);
+      const lines = [{ batch_size: BATCH_SIZE }, ...specs].map((line) => JSON.stringify(line));
+      const request = await store.putBlob(Buffer.from(`${lines.join('\n')}\n`));
+      return { request, trajectories: specs.length, batches: Math.ceil(specs.length / BATCH_SIZE) };
+    }),
 });
 
 function rolloutSpecs(node: PlanNode, draw: Draw, prefix: string): RolloutSpec[] {
@@ -86,12 +90,10 @@ function rolloutSpecs(node: PlanNode, draw: Draw, prefix: string): RolloutSpec[]
 async function drawTasks(
   plans: PlanReader,
   store: ArtifactStore,
-  ref: NodeRef,
-  node: PlanNode,
+  { ref, node, all }: { ref: NodeRef; node: PlanNode; all: readonly Task[] },
   step: number,
   round: number,
 ): Promise<Draw> {
-  const all = await readTasks(store, await plans.input(ref, 'tasks'));
   switch (node.kind) {
     case 'profile': {
       const { tasks, split, rollouts, sampling } = nodeOf('profile', node).parameters;
@@ -144,11 +146,11 @@ export function stepsOf({ parameters: { until, rollout } }: NodeOf<'rl'>, poolSi
 /** `count` prompts from position `start` of an endless sequence of epochs, each epoch in its own seeded order. */
 export function promptsFrom(pool: readonly Task[], start: number, count: number, seed: number | null): Task[] {
   if (pool.length === 0) return [];
-  return Array.from({ length: Math.min(count, pool.length) }, (_, offset) => {
-    const position = start + offset;
-    const epoch = Math.floor(position / pool.length);
-    return seededOrder(pool, `${seed}:${epoch}`)[position % pool.length] as Task;
-  });
+  const wanted = Math.min(count, pool.length);
+  const epoch = Math.floor(start / pool.length);
+  // At most one epoch ends within them.
+  const orders = [epoch, epoch + 1].flatMap((number) => seededOrder(pool, `${seed}:${number}`));
+  return orders.slice(start % pool.length, (start % pool.length) + wanted);
 }
 
 /** `count` tasks in a seeded order, taking the capabilities in turn by their share, so that the mix is kept. */
@@ -177,9 +179,16 @@ function seedOf(seed: number | null, name: string): number {
   return createHash('sha256').update(`${seed}:${name}`).digest().readUInt32BE(0) >>> 1;
 }
 
-async function readTasks(store: ArtifactStore, manifest: Parameters<ArtifactStore['openFile']>[0]): Promise<Task[]> {
+async function readTasks(
+  store: ArtifactStore,
+  manifest: Parameters<ArtifactStore['openFile']>[0],
+  moved: () => void,
+): Promise<Task[]> {
   const tasks: Task[] = [];
-  for await (const line of linesOf(await store.openFile(manifest, 'tasks.jsonl'))) tasks.push(JSON.parse(line) as Task);
+  for await (const line of linesOf(await store.openFile(manifest, 'tasks.jsonl'))) {
+    tasks.push(JSON.parse(line) as Task);
+    moved();
+  }
   return tasks;
 }
 

@@ -213,7 +213,6 @@ async function publish(
       files,
       body,
       metrics: metricsOf(body, results),
-      made_with: {},
     });
   } finally {
     await rm(folder, { recursive: true, force: true });

@@ -96,7 +96,6 @@ export const createPublishProfileActivities = ({
           files,
           body,
           metrics: metricsOf(body, rates),
-          made_with: {},
         });
       } finally {
         await rm(folder, { recursive: true, force: true });

@@ -1,3 +1,4 @@
+import { Context } from '@temporalio/activity';
 import { type Client, WorkflowNotFoundError } from '@temporalio/client';
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
@@ -40,7 +41,7 @@ export const createRunNodesActivities = ({
   async requestNode({ node, subscriber }) {
     await client.workflow.signalWithStart('node', {
       workflowId: `node/${node.key}`,
-      taskQueue: 'exp-cpu',
+      taskQueue: Context.current().info.taskQueue,
       args: [node],
       signal: 'subscribe',
       signalArgs: [subscriber],

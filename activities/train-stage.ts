@@ -1,5 +1,6 @@
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Context } from '@temporalio/activity';
 import type { CheckpointBody } from '../schemas/artifact.ts';
 import type { Checkpoint } from '../schemas/checkpoint.ts';
 import { ExpError } from '../schemas/errors.ts';
@@ -10,7 +11,7 @@ import { linkBlob } from './adapters/blob-store.ts';
 import type { MergedWeights } from './adapters/merged-weights.ts';
 import type { LedgerStep, SavedState, StepLedger } from './adapters/step-ledger.ts';
 import type { TrainerHost } from './adapters/trainer-host.ts';
-import type { TrainerClient } from './adapters/trainer-process.ts';
+import type { TrainerClient, TrainerMethods } from './adapters/trainer-process.ts';
 import { heartbeatWhile } from './heartbeat.ts';
 import type { NodeRef, TrainerActivities } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
@@ -26,9 +27,10 @@ export interface TrainStageDeps {
   host: TrainerHost;
   /** Scratch space. */
   work: string;
-  /** How this profile trains: decided by the machine, recorded in `made_with`. */
-  trainer: { export_dtype: 'bfloat16' | 'float32'; threads: number; micro_batch_tokens: number };
-  madeWith: Record<string, string>;
+  /** Hugging Face directory of a base model of the registry. */
+  modelDir(model: string): string;
+  /** How this profile trains: decided by the machine. */
+  trainer: { threads: number; micro_batch_tokens: number };
 }
 
 export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivities => ({
@@ -76,7 +78,7 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
       },
       body,
       metrics: await progress.metrics(ref.key),
-      made_with: { ...deps.madeWith, threads: String(deps.trainer.threads) },
+      made_with: await trainedWith(store, last.saved),
     });
   },
 
@@ -84,6 +86,12 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
     await deps.host.end(node.key, epoch);
   },
 });
+
+/** What computed the weights, as the trainer wrote it down beside them. */
+async function trainedWith(store: ArtifactStore, { trainer_state }: SavedState): Promise<Record<string, string>> {
+  const { made_with } = await store.readJson<{ made_with: Record<string, string> }>(trainer_state);
+  return made_with;
+}
 
 async function checkpointAfter({ plans }: TrainStageDeps, ref: NodeRef, saved: SavedState | null): Promise<Checkpoint> {
   const parent = await parentCheckpoint(plans, ref);
@@ -108,6 +116,14 @@ async function bringTo(
     await takeStep(deps, ref, client, replayed);
 }
 
+/** Who cancels does not wait for the work: the process ends with its hold, and who asks again finds the result. */
+const callTrainer = <M extends keyof TrainerMethods>(
+  client: TrainerClient,
+  method: M,
+  params: TrainerMethods[M]['params'],
+): Promise<TrainerMethods[M]['result']> =>
+  client.call(method, params, { signal: Context.current().cancellationSignal });
+
 const stageOf = (node: PlanNode) => node as unknown as NodeOf<'sft' | 'rl'>;
 
 async function open(
@@ -117,8 +133,9 @@ async function open(
   steps: number,
   last: LedgerStep | null,
 ): Promise<void> {
-  const { plans, merged, trainer, store, work } = deps;
+  const { plans, trainer, store, work } = deps;
   const node = await plans.node(ref);
+  const parent = await parentCheckpoint(plans, ref);
   const { optimizer, adapter, policy } = stageOf(node).parameters;
   await mkdir(work, { recursive: true });
   const resume = last?.saved ? await mkdtemp(join(work, 'resume-')) : null;
@@ -128,9 +145,11 @@ async function open(
       await linkBlob(await store.openBlob(last.saved.optimizer), join(resume, 'optimizer.safetensors'));
       await linkBlob(await store.openBlob(last.saved.trainer_state), join(resume, 'trainer_state.json'));
     }
-    await client.call('open', {
+    await callTrainer(client, 'open', {
       stage_key: ref.key,
-      base_dir: await merged.directory(await parentCheckpoint(plans, ref)),
+      // The chain of adapters, not the merged directory: that one is rounded for serving.
+      base_dir: deps.modelDir(parent.model),
+      parents: await Promise.all(parent.adapters.map((sha256) => store.openBlob(sha256))),
       adapter,
       optimizer: { ...optimizer, total_steps: steps },
       dtype: policy.dtype,
@@ -147,13 +166,13 @@ async function open(
 async function takeStep(deps: TrainStageDeps, ref: NodeRef, client: TrainerClient, planned: LedgerStep): Promise<void> {
   const { plans, store, progress, trainer } = deps;
   const node = await plans.node(ref);
-  const { metrics } = (await client.call('step', {
+  const { metrics } = await callTrainer(client, 'step', {
     step_id: `${ref.key}/${planned.step}`,
     step: planned.step,
     batch: await store.openBlob(planned.batch_blob),
     loss: lossOf(node),
     micro_batch_tokens: trainer.micro_batch_tokens,
-  })) as { metrics: Record<string, number> };
+  });
   const named = Object.fromEntries(Object.entries(metrics).map(([name, value]) => [`train/${name}`, value]));
   await progress.record(ref.key, planned.step, named);
 }
@@ -187,7 +206,7 @@ async function save({ store, work }: TrainStageDeps, client: TrainerClient): Pro
   const folder = await mkdtemp(join(work, 'save-'));
   try {
     const dir = join(folder, 'state');
-    await client.call('save', { dir });
+    await callTrainer(client, 'save', { dir });
     return {
       adapter: await store.putBlob(join(dir, 'adapter.safetensors')),
       optimizer: await store.putBlob(join(dir, 'optimizer.safetensors')),
@@ -199,10 +218,6 @@ async function save({ store, work }: TrainStageDeps, client: TrainerClient): Pro
 }
 
 /** The running process already holds the merged weights in memory: quicker than merging them from files. */
-async function exportMerged(
-  { merged, trainer }: TrainStageDeps,
-  client: TrainerClient,
-  checkpoint: Checkpoint,
-): Promise<void> {
-  await client.call('export', { dir: merged.path(checkpoint), export_dtype: trainer.export_dtype });
+async function exportMerged({ merged }: TrainStageDeps, client: TrainerClient, checkpoint: Checkpoint): Promise<void> {
+  await callTrainer(client, 'export', { dir: merged.path(checkpoint), export_dtype: merged.dtype });
 }

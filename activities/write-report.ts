@@ -71,7 +71,6 @@ export const createReportActivities = ({
         files,
         body,
         metrics: [],
-        made_with: {},
       });
     } finally {
       await rm(folder, { recursive: true, force: true });

@@ -65,7 +65,7 @@ export async function ensureStarted(stack: Stack, client: Client, row: RunRow, p
     try {
       if ((await workflowPhase(client, row.id)) === 'open') return true;
       if ((await findRun(stack.pool, row.id)).status !== 'running') return false;
-      await startWorkflow(client, row, plan);
+      await startWorkflow(stack, client, row, plan);
       return true;
     } catch (error) {
       if (!isOutage(error)) throw error;
@@ -75,11 +75,11 @@ export async function ensureStarted(stack: Stack, client: Client, row: RunRow, p
   }
 }
 
-async function startWorkflow(client: Client, row: RunRow, plan: Plan): Promise<void> {
+async function startWorkflow(stack: Stack, client: Client, row: RunRow, plan: Plan): Promise<void> {
   await client.connection.withDeadline(Date.now() + 10_000, () =>
     client.workflow.start('run', {
       workflowId: `run/${row.id}`,
-      taskQueue: 'exp-cpu',
+      taskQueue: `${stack.connections.temporal.queuePrefix}-cpu`,
       args: [{ run: row.id, plan: row.plan_blob, max_parallel: maxParallel(plan) }],
       workflowIdConflictPolicy: 'USE_EXISTING',
       workflowIdReusePolicy: 'ALLOW_DUPLICATE',

@@ -196,10 +196,14 @@ export const Profile = Type.Object(
       },
       { ...closed, description: 'What a spec may ask for; anything else is refused at plan time.' },
     ),
-    queues: Type.Object(
-      { cpu: Type.String(), rollout: Type.String(), gpu: Type.String() },
-      { ...closed, description: 'Temporal task queues by resource class.' },
-    ),
+    serving_dtype: Type.Union([Type.Literal('float32'), Type.Literal('bfloat16')], {
+      description: 'In which the engines serve a policy; its merged weights are written so.',
+    }),
+    queue_prefix: Type.String({
+      pattern: '^[a-z][a-z0-9-]*$',
+      description:
+        'Of the Temporal task queues <prefix>-cpu, -rollout and -gpu: stacks that share a namespace differ here.',
+    }),
     launchers: Type.Record(
       Type.String(),
       Type.Object(

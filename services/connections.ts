@@ -23,7 +23,14 @@ export interface EngineAddress {
 }
 
 export interface Connections {
-  temporal: { address: string; namespace: string; tls?: true | TlsFiles; apiKey?: string; ui?: string };
+  temporal: {
+    address: string;
+    namespace: string;
+    queuePrefix: string;
+    tls?: true | TlsFiles;
+    apiKey?: string;
+    ui?: string;
+  };
   postgres: { url: string };
   milvus: { address: string; token?: string };
   mlflow: { url: string; token?: string };
@@ -54,6 +61,7 @@ export function embedded(profile: Profile, { ports, passwords }: ServicesFile, h
     temporal: {
       address: `127.0.0.1:${ports.temporal}`,
       namespace: 'default',
+      queuePrefix: profile.queue_prefix,
       ui: `http://127.0.0.1:${ports.temporal_ui}`,
     },
     postgres: { url: `postgresql://exp:${passwords.postgres}@127.0.0.1:${ports.postgres}/exp` },
@@ -76,6 +84,7 @@ function external(
     temporal: {
       address: temporal.address,
       namespace: temporal.namespace,
+      queuePrefix: profile.queue_prefix,
       ...tlsOf(temporal, at('temporal.tls')),
       ...(temporal.api_key && { apiKey: resolveSecret(temporal.api_key, at('temporal.api_key')) }),
       ...(temporal.ui !== undefined && { ui: temporal.ui }),

@@ -233,7 +233,7 @@ async function checkServices({ home, profile, states }: Patient): Promise<Findin
       serviceFinding(
         name,
         states.find((state) => state.name === name),
-        { home, profile, addresses },
+        { home, addresses },
       ),
     ),
   );
@@ -242,7 +242,7 @@ async function checkServices({ home, profile, states }: Patient): Promise<Findin
 async function serviceFinding(
   name: ServiceName,
   state: ProgramState | undefined,
-  { home, profile, addresses }: { home: string; profile: Profile; addresses: Connections },
+  { home, addresses }: { home: string; addresses: Connections },
 ): Promise<Finding> {
   const log = logPath(home, name);
   const lastLine = logTail(log, 1)[0];
@@ -263,7 +263,7 @@ async function serviceFinding(
   }
   const age = Math.max(0, Math.round(Date.now() / 1000 - state.start));
   try {
-    await withTimeout(probe(name, { connections: addresses, profile, startedAt: state.start * 1000 }), ANSWER_MS);
+    await withTimeout(probe(name, { connections: addresses, startedAt: state.start * 1000 }), ANSWER_MS);
     return ok(name, `runs since ${age} s as process ${state.pid}`);
   } catch (error) {
     const why = (error as Error).message || String(error);
@@ -376,7 +376,7 @@ async function checkAddresses({ profile }: Patient): Promise<Finding[]> {
   return Promise.all(
     targets.map(async ([name, at, target]) => {
       try {
-        await withTimeout(probe(name, { connections: target, profile, startedAt: 0 }), ANSWER_MS);
+        await withTimeout(probe(name, { connections: target, startedAt: 0 }), ANSWER_MS);
         return ok(name, `answers at ${at}`);
       } catch (error) {
         return problem(

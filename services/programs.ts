@@ -202,6 +202,8 @@ function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
       modelPath(profile, settings.model),
       '--served-model-name',
       'boot-{boot_id}',
+      '--dtype',
+      profile.serving_dtype,
       '--host',
       '127.0.0.1',
       '--port',
@@ -250,10 +252,10 @@ export function modelPath(profile: Profile, name: string, registry: 'models' | '
   return isAbsolute(entry.path) ? entry.path : resolve(repoRoot(), 'profiles', entry.path);
 }
 
-function worker({ profile, profileRef, build }: StackContext, service: ServiceName): ReturnType<Builder> {
-  const queue = profile.queues[service.slice('worker-'.length) as keyof Profile['queues']];
+function worker({ profileRef, build }: StackContext, service: ServiceName): ReturnType<Builder> {
+  const resources = service.slice('worker-'.length);
   return {
-    argv: [process.execPath, '--enable-source-maps', workerMain(), '--queue', queue],
+    argv: [process.execPath, '--enable-source-maps', workerMain(), resources],
     env: { EXP_PROFILE: profileRef, EXP_BUILD: build },
     stopWaitSeconds: 90, // a worker drains: activities in progress end, or are handed back
   };

@@ -1,7 +1,6 @@
 /** When a service of the embedded stack is ready to be used, not merely running. */
 import { connect } from 'node:net';
 import type { Connection } from '@temporalio/client';
-import type { Profile } from '../schemas/profile.ts';
 import { type Connections, temporalOptions } from './connections.ts';
 import { withClient } from './postgres.ts';
 import { isWorker, type ServiceName } from './programs.ts';
@@ -20,7 +19,6 @@ export const READY_WITHIN: Record<ServiceName, number> = {
 
 export interface ProbeInput {
   connections: Connections;
-  profile: Profile;
   /** When the supervisor started the process, in ms. */
   startedAt: number;
   signal?: AbortSignal;
@@ -99,8 +97,8 @@ async function probeTemporal(connections: Connections): Promise<void> {
 }
 
 /** A worker is ready when its queue was polled after the process started. */
-async function probeWorker(service: ServiceName, { connections, profile, startedAt }: ProbeInput): Promise<void> {
-  const queue = profile.queues[service.slice('worker-'.length) as keyof Profile['queues']];
+async function probeWorker(service: ServiceName, { connections, startedAt }: ProbeInput): Promise<void> {
+  const queue = `${connections.temporal.queuePrefix}-${service.slice('worker-'.length)}`;
   const ACTIVITY_QUEUE = 2;
   const { pollers } = await withTemporal(connections, (temporal) =>
     temporal.describeTaskQueue({

@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, realpathSync } from 'node:fs';
 import { join } from 'node:path';
 import { ExpError } from '../schemas/errors.ts';
+import type { Profile } from '../schemas/profile.ts';
 import { buildDigest } from './build-digest.ts';
 import { type Connections, embedded } from './connections.ts';
 import { withLock } from './lock.ts';
@@ -24,6 +25,7 @@ import { makeSocketDir, socketPath } from './supervisor-conf.ts';
 import { type ProgramState, SupervisorClient } from './supervisor-rpc.ts';
 
 export interface UpOptions extends StartOptions {
+  profile: Profile;
   /** Name or path by which workers load the same profile. */
   profileRef: string;
   /** All of them when absent. */

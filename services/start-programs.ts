@@ -1,7 +1,6 @@
 /** Start programs and wait, within bounds, until each is ready to be used. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ExpError } from '../schemas/errors.ts';
-import type { Profile } from '../schemas/profile.ts';
 import type { Connections } from './connections.ts';
 import { logTail } from './log-tail.ts';
 import { logPath, type ServiceName } from './programs.ts';
@@ -10,7 +9,6 @@ import type { SupervisorClient } from './supervisor-rpc.ts';
 
 export interface StartOptions {
   home: string;
-  profile: Profile;
   /** Return while the engine still loads; who needs it waits for it. */
   waitForEngine?: boolean;
   report(line: string): void;
@@ -42,7 +40,7 @@ async function waitUntilReady(
   supervisor: SupervisorClient,
   name: ServiceName,
   connections: Connections,
-  { home, profile, report, signal }: StartOptions,
+  { home, report, signal }: StartOptions,
 ): Promise<void> {
   const began = performance.now();
   const seconds = (): number => (performance.now() - began) / 1000;
@@ -60,7 +58,7 @@ async function waitUntilReady(
     }
     try {
       if (state.statename !== 'RUNNING') throw new Error(state.statename.toLowerCase());
-      await probe(name, { connections, profile, startedAt: state.start * 1000 });
+      await probe(name, { connections, startedAt: state.start * 1000 });
       report(`${name.padEnd(14)} ready ${seconds() < 0.15 ? '' : `after ${seconds().toFixed(1)} s`}`.trimEnd());
       return;
     } catch (error) {

@@ -24,22 +24,22 @@ import { createTrainStageActivities } from '../activities/train-stage.ts';
 import { createReportActivities } from '../activities/write-report.ts';
 import type { Dependencies } from './dependencies.ts';
 
-/** Task queues by resource class; `host` is the trainer host's own queue. */
-export type Queue = 'exp-cpu' | 'exp-rollout' | 'exp-gpu';
+/** Resource classes, each with a task queue of its own; `host` is the trainer host's. */
+export type ResourceClass = 'cpu' | 'rollout' | 'gpu' | 'host';
 
-/** What each queue's workers can do. A missing activity does not compile. */
-export function activitiesFor(queue: Queue | 'host', deps: Dependencies): NonNullable<WorkerOptions['activities']> {
-  switch (queue) {
-    case 'exp-cpu':
+/** What the workers of each class can do. A missing activity does not compile. */
+export function activitiesFor(resources: ResourceClass, deps: Dependencies): NonNullable<WorkerOptions['activities']> {
+  switch (resources) {
+    case 'cpu':
       return cpuActivities(deps);
-    case 'exp-rollout':
+    case 'rollout':
       return createRolloutActivities(withReport(deps)) satisfies RolloutActivities;
-    case 'exp-gpu':
-      return createHoldTrainerActivities({ ...deps, taskQueue: deps.hostQueue }) satisfies GpuActivities;
+    case 'gpu':
+      return createHoldTrainerActivities({ ...deps, taskQueue: deps.queues.host }) satisfies GpuActivities;
     case 'host':
       return createTrainStageActivities(deps) satisfies TrainerActivities;
     default:
-      return queue satisfies never;
+      return resources satisfies never;
   }
 }
 

@@ -38,7 +38,12 @@ export async function openDependencies() {
 
   const pool = new pg.Pool({ connectionString: addresses.postgres.url, max: 24, connectionTimeoutMillis: 10_000 });
   pool.on('error', () => {}); // an idle connection broke: the next query opens another or says so
-  const store = new ArtifactStore(pool, await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs')));
+  const blobs = await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs'));
+  const store = new ArtifactStore(pool, blobs, {
+    commit: process.env['EXP_BUILD'] ?? 'unknown',
+    host: hostname(),
+    node: process.versions.node,
+  });
   const plans = new PlanReader(store);
   const progress = new NodeProgress(pool);
   const milvus = connectMilvus(addresses.milvus);
@@ -51,11 +56,11 @@ export async function openDependencies() {
   const packageDir = join(repoRoot(), 'trainer');
   const merged = new MergedWeights({
     store,
-    cache: join(home(), 'cache', 'merged'),
+    cache: join(home(), 'cache', 'merged', profile.serving_dtype),
     python: python(),
     packageDir,
     baseDir: modelDir,
-    dtype: 'bfloat16',
+    dtype: profile.serving_dtype,
   });
   const engines = new EnginePool({ pool, engines: addresses.engines, merged });
   const host = new TrainerHost({ pool, host: hostname(), logDir: join(home(), 'logs'), python: python(), packageDir });
@@ -79,13 +84,12 @@ export async function openDependencies() {
     connection,
     namespace,
     verifyLive,
+    modelDir,
     // Half of the cores: the engine has the other half. Two programs whose threads wait for each other on the same cores crawl.
     trainer: {
-      export_dtype: 'bfloat16',
       threads: Math.max(1, Math.floor(availableParallelism() / 2)),
       micro_batch_tokens: 1024,
-    } as const satisfies TrainStageDeps['trainer'],
-    madeWith: { commit: process.env['EXP_BUILD'] ?? 'unknown', host: hostname(), device: 'cpu' },
+    } satisfies TrainStageDeps['trainer'],
     client,
     pool,
     store,
@@ -102,7 +106,12 @@ export async function openDependencies() {
     ledger: new StepLedger(pool),
     journal: new TurnJournal(pool),
     tokenizers: new Tokenizers(modelDir),
-    hostQueue: `exp-gpu@${hostname()}`,
+    queues: {
+      cpu: `${profile.queue_prefix}-cpu`,
+      rollout: `${profile.queue_prefix}-rollout`,
+      gpu: `${profile.queue_prefix}-gpu`,
+      host: `${profile.queue_prefix}-gpu@${hostname()}`,
+    },
     workflowBundle: join(import.meta.dirname, '..', 'workflow-bundle.js'),
     /** One worker of the stack sends the outbox; the others find its lock taken. */
     startDraining() {

@@ -1,4 +1,4 @@
-import { ActivityCancellationType, proxyActivities } from '@temporalio/workflow';
+import { ActivityCancellationType, proxyActivities, workflowInfo } from '@temporalio/workflow';
 import type {
   CpuActivities,
   GpuActivities,
@@ -20,16 +20,18 @@ const longWork = {
 
 /** Bookkeeping: a few rows or one blob. */
 export const ledger = proxyActivities<CpuActivities & StageActivities>({
-  taskQueue: 'exp-cpu',
   startToCloseTimeout: '60s',
   retry,
 });
 
-export const cpu = proxyActivities<CpuActivities & StageActivities>({ taskQueue: 'exp-cpu', ...longWork });
+export const cpu = proxyActivities<CpuActivities & StageActivities>(longWork);
 
-export const rollout = proxyActivities<RolloutActivities>({ taskQueue: 'exp-rollout', ...longWork });
+export const rollout = () => proxyActivities<RolloutActivities>({ taskQueue: queueOf('rollout'), ...longWork });
 
-export const gpu = proxyActivities<GpuActivities>({ taskQueue: 'exp-gpu', ...longWork });
+export const gpu = () => proxyActivities<GpuActivities>({ taskQueue: queueOf('gpu'), ...longWork });
+
+/** Workflows run on `<prefix>-cpu`, and so do activities that name no queue; the others stand beside it. */
+const queueOf = (resources: 'rollout' | 'gpu'): string => workflowInfo().taskQueue.replace(/cpu$/, resources);
 
 /** Activities of the host that holds the trainer; a host that is gone shows as a schedule-to-start timeout. */
 export const trainerOn = (taskQueue: string) =>

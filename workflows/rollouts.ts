@@ -19,13 +19,13 @@ const WINDOW = 2;
 export async function rollouts({ node, step, round, checkpoint }: RolloutsInput): Promise<RolloutShard[]> {
   const { request, batches } = await cpu.prepareRollouts({ node, step, round, checkpoint });
   const holder = workflowInfo().workflowId;
-  await rollout.acquireEngine({ checkpoint, holder });
+  await rollout().acquireEngine({ checkpoint, holder });
   try {
     const shards: RolloutShard[] = [];
     let next = 0;
     const lane = async () => {
       for (let batch = next++; batch < batches; batch = next++) {
-        shards[batch] = await rollout.rolloutBatch({ node, step, request, batch, checkpoint, holder });
+        shards[batch] = await rollout().rolloutBatch({ node, step, request, batch, checkpoint, holder });
       }
     };
     const lanes = await Promise.allSettled(Array.from({ length: Math.min(WINDOW, batches) }, lane));
@@ -35,6 +35,6 @@ export async function rollouts({ node, step, round, checkpoint }: RolloutsInput)
     if (failed) throw (failed as PromiseRejectedResult).reason;
     return shards;
   } finally {
-    await always(() => rollout.releaseEngine({ holder }));
+    await always(() => rollout().releaseEngine({ holder }));
   }
 }

@@ -30,7 +30,7 @@ export async function withTrainer<T>(node: NodeRef, work: (trainer: HeldTrainer)
   setHandler(trainerHeldSignal, (hold) => void holds.push(hold));
   for (;;) {
     const scope = new CancellationScope();
-    const holding = scope.run(() => gpu.holdTrainer({ node, workflowId: workflowInfo().workflowId }));
+    const holding = scope.run(() => gpu().holdTrainer({ node, workflowId: workflowInfo().workflowId }));
     holding.catch(() => undefined); // looked at below; a rejection nobody awaits yet must not fail the task
     try {
       await Promise.race([condition(() => holds.length > 0), holding]);

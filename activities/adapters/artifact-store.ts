@@ -14,7 +14,8 @@ export interface Publication {
   files: Record<string, string>;
   body: object;
   metrics: Manifest['metrics'];
-  made_with: Record<string, string>;
+  /** What made it beyond what the store's process says of itself: a library, a device. */
+  made_with?: Record<string, string>;
 }
 
 interface ArtifactRow {
@@ -32,10 +33,13 @@ interface ArtifactRow {
 export class ArtifactStore {
   readonly #pool: Pool;
   readonly #blobs: BlobStore;
+  readonly #madeWith: Record<string, string>;
 
-  constructor(pool: Pool, blobs: BlobStore) {
+  /** `madeWith` is recorded in every manifest: the process that publishes, in words. */
+  constructor(pool: Pool, blobs: BlobStore, madeWith: Record<string, string> = {}) {
     this.#pool = pool;
     this.#blobs = blobs;
+    this.#madeWith = madeWith;
   }
 
   putBlob(source: string | Uint8Array): Promise<string> {
@@ -97,6 +101,7 @@ export class ArtifactStore {
       api_version: 'exp/v1',
       ...rest,
       body: { ...publication.body },
+      made_with: { ...this.#madeWith, ...publication.made_with },
       files,
       created_at: new Date().toISOString(),
     };

@@ -15,8 +15,8 @@ export interface MergedWeightsDeps {
   packageDir: string;
   /** Hugging Face directory of a base model of the registry. */
   baseDir(model: string): string;
-  /** What the engine loads: bfloat16 or float32. */
-  dtype: string;
+  /** What the engines load. */
+  dtype: 'bfloat16' | 'float32';
 }
 
 /** Hugging Face directories with a checkpoint's adapters merged into its base, and the probe they must answer. */
@@ -26,6 +26,10 @@ export class MergedWeights {
 
   constructor(deps: MergedWeightsDeps) {
     this.#deps = deps;
+  }
+
+  get dtype(): 'bfloat16' | 'float32' {
+    return this.#deps.dtype;
   }
 
   /** Where a checkpoint's directory is, or will be once somebody makes it. */

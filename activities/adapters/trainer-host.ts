@@ -57,6 +57,9 @@ export class TrainerHost {
     const row = await this.#read(stageKey, epoch);
     const adopted = row.state.process ? await this.#adopt(row.state.process) : null;
     if (adopted) return adopted;
+    // It may live and not answer: two processes must not share the memory of one.
+    if (row.state.process && row.state.host === this.#host)
+      await endProcessGroup(row.state.process.pid, row.state.process.startTime);
     const { lease, client } = await startTrainer({
       python: this.#python,
       packageDir: this.#packageDir,

@@ -70,11 +70,8 @@ export interface OpenResult {
   step: number;
   parameters: number;
   trainable_parameters: number;
-  dtype: string;
-  device: string;
-  threads: number;
-  torch: string;
-  python: string;
+  /** Versions, dtype, device and threads. */
+  made_with: Record<string, string>;
 }
 
 export interface StepResult {

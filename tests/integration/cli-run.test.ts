@@ -26,7 +26,7 @@ beforeAll(async () => {
   postgres = await startPostgres();
   temporal = await startTemporal();
   addresses = {
-    temporal: { address: temporal.address, namespace: 'default' },
+    temporal: { address: temporal.address, namespace: 'default', queuePrefix: 'exp' },
     postgres: { url: postgres.address },
     milvus: { address: '127.0.0.1:1' },
     mlflow: { url: 'http://127.0.0.1:1' },

@@ -143,7 +143,7 @@ async function publish(
   }
   const kind = nodes.find((node) => node.id === id)?.kind as string;
   const points = metrics.map((metric) => ({ ...metric, step: 0, timestamp_ms: START }));
-  return store.publish({ key: sha(id), kind, inputs: [], files: paths, body, metrics: points, made_with: {} });
+  return store.publish({ key: sha(id), kind, inputs: [], files: paths, body, metrics: points });
 }
 
 async function runsByPath(): Promise<Map<string, MlflowRun>> {
@@ -235,7 +235,6 @@ test('after a resume the same runs go on to their true end, with one point per s
     files: {},
     body: { step: 3 },
     metrics: await progress.metrics(key),
-    made_with: {},
   });
   const after = await publish('held_out.stage1', results(0.4), { 'samples.md': '# one\n' }, [
     { name: 'eval/held_out/avg_at_2', value: 0.4 },

@@ -135,11 +135,10 @@ async function produce(ref: NodeRef, node: PlanNode, { store }: Stack, progress:
     files: {},
     body: { toy: ref.id },
     metrics: [],
-    made_with: {},
   });
 }
 
 /** Publish a benchmark's artifact as its activity would, so that it is there to be reused and read. */
 export async function publishBenchmark(stack: Stack, key: string, body: BenchmarkBody): Promise<void> {
-  await stack.store.publish({ key, kind: 'benchmark', inputs: [], files: {}, body, metrics: [], made_with: {} });
+  await stack.store.publish({ key, kind: 'benchmark', inputs: [], files: {}, body, metrics: [] });
 }

@@ -52,11 +52,7 @@ class Stage:
             "step": self.step,
             "trainable_parameters": sum(p.numel() for p in self._policy.parameters.values()),
             "parameters": sum(p.numel() for p in self._policy.model.parameters()),
-            "dtype": self._dtype,
-            "device": str(self._policy.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            "made_with": self._made_with(),
         }
 
     def train(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +97,13 @@ class Stage:
 
     def save(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A checkpoint that `open` can resume from."""
-        state = {"stage_key": self.stage_key, "step": self.step, "seed": self._seed, "results": self._results}
+        state = {
+            "stage_key": self.stage_key,
+            "step": self.step,
+            "seed": self._seed,
+            "results": self._results,
+            "made_with": self._made_with(),
+        }
         with self._progress.phase("saving"):
             files = save_checkpoint(Path(params["dir"]), self._policy, self._optimizer, state)
         return {"step": self.step, "files": files}
@@ -113,6 +115,15 @@ class Stage:
             save_weights(own, self._policy)
             merge(self._base, [*self._parents, own], Path(params["dir"]), params["export_dtype"], self._progress.tick)
         return {"step": self.step, "bytes": sum(file.stat().st_size for file in Path(params["dir"]).iterdir())}
+
+    def _made_with(self) -> dict[str, str]:
+        return {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "dtype": self._dtype,
+            "device": str(self._policy.device),
+            "threads": str(torch.get_num_threads()),
+        }
 
     def _load_policy(self, adapter: AdapterSpec | None) -> Policy:
         # Full training keeps fp32 master weights whatever it computes in.
