@@ -146,6 +146,7 @@ async function sampleBatch(
     clearInterval(renewing);
     clearInterval(reporting);
     await meter.report().catch(() => {});
+    meter.stop();
   }
 }
 
@@ -278,17 +279,18 @@ async function sealShard(deps: RolloutDeps, batch: Batch, trajectories: readonly
   }
 }
 
-/** Trajectories of the request that other batches have sealed. */
-async function sealedElsewhere({ pool }: RolloutDeps, { request, batch, checkpoint }: Batch): Promise<number> {
+/** Trajectories of the request in batches that are sealed. */
+async function sealedTrajectories({ pool }: RolloutDeps, { request, checkpoint }: Batch): Promise<number> {
   const { rows } = await pool.query<{ sealed: string | null }>(
-    'select sum(trajectories) as sealed from rollout_shards where request = $1 and batch <> $2 and checkpoint_digest = $3',
-    [request, batch, checkpoint.digest],
+    'select sum(trajectories) as sealed from rollout_shards where request = $1 and checkpoint_digest = $2',
+    [request, checkpoint.digest],
   );
   return Number(rows[0]?.sealed ?? 0);
 }
 
-/** What `exp watch` shows of a batch at work. */
+/** What `exp watch` shows of a request at work: the sum over its batches in this process. */
 class Meter {
+  static readonly #running = new Set<Meter>();
   done = 0;
   turns = 0;
   tokens = 0;
@@ -301,18 +303,23 @@ class Meter {
     this.#deps = deps;
     this.#batch = batch;
     this.#total = total;
+    Meter.#running.add(this);
   }
 
   async report(): Promise<void> {
-    const { node, step } = this.#batch;
-    const perSecond = Math.round(this.tokens / Math.max(1, (Date.now() - this.#started) / 1000));
-    const detail = `${node.kind === 'rl' ? `step ${step}: ` : ''}${this.turns} turns, ${perSecond} tokens/s`;
-    await this.#deps.progress(
-      node.key,
-      (await sealedElsewhere(this.#deps, this.#batch)) + this.done,
-      this.#total,
-      detail,
-    );
+    const { node, step, request } = this.#batch;
+    const sealed = await sealedTrajectories(this.#deps, this.#batch);
+    const together = [...Meter.#running].filter((meter) => meter.#batch.request === request);
+    const sum = (count: (meter: Meter) => number): number => together.reduce((total, meter) => total + count(meter), 0);
+    const perSecond = sum((meter) => meter.tokens / Math.max(1, (Date.now() - meter.#started) / 1000));
+    const of = node.kind === 'rl' ? `step ${step}: ` : '';
+    const detail = `${of}${sum(({ turns }) => turns)} turns, ${Math.round(perSecond)} tokens/s`;
+    await this.#deps.progress(node.key, sealed + sum(({ done }) => done), this.#total, detail);
+  }
+
+  /** Before the batch is sealed, so that nothing is counted twice. */
+  stop(): void {
+    Meter.#running.delete(this);
   }
 }
 

@@ -50,7 +50,9 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
     const client = await host.client(ref.key, epoch);
     return heartbeatWhile(client, async () => {
       await bringTo(deps, ref, client, step - 1, steps);
-      await takeStep(deps, ref, client, planned);
+      const { loss, seconds } = await takeStep(deps, ref, client, planned);
+      const said = `loss ${loss?.toPrecision(3)}, ${Math.round(seconds ?? 0)} s a step`;
+      await deps.progress.report(ref.key, step, steps, said);
       const saved = (await savesAfter(deps, ref, step)) ? await save(deps, client) : null;
       await host.assertHeld(ref.key, epoch);
       await ledger.done(ref.key, step, saved);
@@ -163,7 +165,12 @@ async function open(
   }
 }
 
-async function takeStep(deps: TrainStageDeps, ref: NodeRef, client: TrainerClient, planned: LedgerStep): Promise<void> {
+async function takeStep(
+  deps: TrainStageDeps,
+  ref: NodeRef,
+  client: TrainerClient,
+  planned: LedgerStep,
+): Promise<Record<string, number>> {
   const { plans, store, progress, trainer } = deps;
   const node = await plans.node(ref);
   const { metrics } = await callTrainer(client, 'step', {
@@ -175,6 +182,7 @@ async function takeStep(deps: TrainStageDeps, ref: NodeRef, client: TrainerClien
   });
   const named = Object.fromEntries(Object.entries(metrics).map(([name, value]) => [`train/${name}`, value]));
   await progress.record(ref.key, planned.step, named);
+  return metrics;
 }
 
 /** What the trainer is told of the algorithm: a loss, never its name. */

@@ -1,10 +1,12 @@
 /** The services a verb talks to, opened once and closed at its end. */
 import { join, resolve } from 'node:path';
 import type { Client } from '@temporalio/client';
+import type { MilvusClient } from '@zilliz/milvus2-sdk-node';
 import type { Pool } from 'pg';
 import { ArtifactStore } from '../activities/adapters/artifact-store.ts';
 import { openBlobStore } from '../activities/adapters/blob-store.ts';
 import { loadProfile } from '../plan/profile.ts';
+import type { ArtifactRef } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { Profile } from '../schemas/profile.ts';
 import { type Connections, connections, temporalOptions } from '../services/connections.ts';
@@ -20,6 +22,8 @@ export interface Stack {
   connections: Connections;
   /** Connected on first use. Throws SERVICE_UNREACHABLE when Temporal does not answer within seconds. */
   temporal(): Promise<Client>;
+  /** Whether the pages or the index that an artifact describes are still in the services, unchanged. */
+  verifyLive(artifact: ArtifactRef): Promise<boolean>;
   close(): Promise<void>;
 }
 
@@ -62,14 +66,22 @@ export async function connectStack(addresses: Connections): Promise<Stack | null
     });
     return client;
   };
+  const store = new ArtifactStore(pool, await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs')));
+  let milvus: MilvusClient | null = null;
   return {
     pool,
     connections: addresses,
-    store: new ArtifactStore(pool, await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs'))),
+    store,
     temporal,
+    async verifyLive(artifact) {
+      const { connectMilvus } = await import('../environments/world/milvus.ts');
+      const { verifyLive } = await import('../activities/verify-live.ts');
+      milvus ??= connectMilvus(addresses.milvus);
+      return verifyLive({ pool, store, milvus }, artifact);
+    },
     async close() {
       const opened = await client?.catch(() => null);
-      await Promise.allSettled([pool.end(), opened?.connection.close()]);
+      await Promise.allSettled([pool.end(), opened?.connection.close(), milvus?.closeConnection()]);
     },
   };
 }

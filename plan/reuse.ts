@@ -10,6 +10,8 @@ export interface FoundArtifact {
   created_at: string;
   /** Artifacts it was made from. */
   inputs: { key: string; digest: string }[];
+  /** False when pages or an index that it describes are no longer in the services. */
+  is_live: boolean;
 }
 
 /** Artifacts by key; keys that have none are absent. */
@@ -51,6 +53,7 @@ function decide(
     const name = nodes.find((node) => node.key === stale.key)?.id ?? 'an input';
     return { id, action: 'run', reason: `${name} has been made anew since` };
   }
+  if (!artifact.is_live) return { id, action: 'run', reason: 'what it describes is no longer in the services' };
   const made = Object.entries(artifact.made_with).map(([name, value]) => `${name} ${value}`);
   return {
     id,

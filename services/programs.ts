@@ -1,6 +1,6 @@
 /** The programs of the embedded stack: what is run, with which arguments, environment and signals. */
 import { existsSync } from 'node:fs';
-import { cpus } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { delimiter, dirname, isAbsolute, join, resolve } from 'node:path';
 import { ExpError } from '../schemas/errors.ts';
 import type { Profile } from '../schemas/profile.ts';
@@ -228,7 +228,8 @@ function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
       VLLM_SERVER_DEV_MODE: '1', // load weights and reset the prefix cache while running
       VLLM_CPU_KVCACHE_SPACE: String(settings.kv_cache_gib),
       VLLM_CPU_OMP_THREADS_BIND: 'nobind', // the automatic binding reserves a core, which two cores do not have to spare
-      OMP_NUM_THREADS: String(settings.threads ?? Math.max(1, Math.floor(cpus().length / 2))), // the trainer has the other half
+      OMP_NUM_THREADS: String(settings.threads ?? availableParallelism()),
+      OMP_WAIT_POLICY: 'PASSIVE', // threads that spin while they wait take the cores from the trainer, which has as many
       VLLM_HOST_IP: '127.0.0.1',
       VLLM_LOOPBACK_IP: '127.0.0.1',
       GLOO_SOCKET_IFNAME: 'lo',

@@ -82,14 +82,16 @@ async function actionsOnStack(plan: Plan, profile: Profile): Promise<NodeAction[
   }
 }
 
-/** What the artifact store has under keys, with what it was made from. */
-export function artifactLookup({ store }: Pick<Stack, 'store'>): ArtifactLookup {
+/** What the artifact store has under keys, what it was made from, and whether it still holds. */
+export function artifactLookup(stack: Stack): ArtifactLookup {
+  const { store } = stack;
   return async (keys) => {
     const refs = [...(await store.findAll(keys)).values()];
     const found = await Promise.all(
-      refs.map(async ({ key, generation, digest }): Promise<[string, FoundArtifact]> => {
-        const { made_with, created_at, inputs } = await store.manifest(key);
-        return [key, { generation, digest, made_with, created_at, inputs }];
+      refs.map(async (ref): Promise<[string, FoundArtifact]> => {
+        const { key, generation, digest } = ref;
+        const { made_with, created_at, inputs } = await store.manifest(ref);
+        return [key, { generation, digest, made_with, created_at, inputs, is_live: await stack.verifyLive(ref) }];
       }),
     );
     // Parents may be of another plan: whether they are still current matters too.
@@ -99,7 +101,7 @@ export function artifactLookup({ store }: Pick<Stack, 'store'>): ArtifactLookup 
     const current = await store.findAll(parents);
     const others = [...current.values()].map(({ key, generation, digest }): [string, FoundArtifact] => [
       key,
-      { generation, digest, made_with: {}, created_at: '', inputs: [] },
+      { generation, digest, made_with: {}, created_at: '', inputs: [], is_live: true },
     ]);
     return new Map([...found, ...others]);
   };

@@ -10,6 +10,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { loadProfile } from '../../plan/profile.ts';
 import { connections } from '../../services/connections.ts';
 import { modelsDir, python, repoRoot } from '../../services/home.ts';
+import { stackProcesses } from '../../services/processes.ts';
 
 /**
  * One small spec on the whole real stack: Temporal, PostgreSQL, Milvus Lite, MLflow, vLLM with random weights, the
@@ -91,27 +92,32 @@ async function until<T>(what: string, look: () => Promise<T | undefined | false>
   throw new Error(`${what}: not seen within ${seconds} s`);
 }
 
-const processOf = async (query: string, pick: (row: never) => number | undefined) =>
-  until(query, async () => {
-    const { rows } = await pool.query(query);
-    return rows.map((row) => pick(row as never)).find((pid) => pid !== undefined);
-  });
+/** Kill the process of a service with SIGKILL, without a word. */
+function killService(service: string): void {
+  const leader = stackProcesses(home).find((found) => found.service === service);
+  if (leader === undefined) throw new Error(`no process of ${service}`);
+  process.kill(leader.pid, 'SIGKILL');
+}
+
+const rowsOf = async (query: string): Promise<number> => Number((await pool.query(query)).rows[0]?.count);
 
 let id: string;
 
-test('a run survives the kill of its trainer and its engine, and ends done', async () => {
+test('a run survives the kill of a worker while it indexes and while it samples, of its trainer and its engine', async () => {
   ({ run: id } = lastJson(await exp('submit', SPEC, '--json')));
 
-  const trainer = await processOf(
-    "select state from leases where resource like 'trainer/%' and state ? 'process'",
-    ({ state }: { state: { process: { pid: number } } }) => state.process.pid,
-  );
+  await until('a sealed shard of the index', async () => (await rowsOf('select count(*) from index_shards')) > 0);
+  killService('worker-cpu');
+  const trainer = await until('a trainer', async () => {
+    const query = "select state from leases where resource like 'trainer/%' and state ? 'process'";
+    const { rows } = await pool.query<{ state: { process: { pid: number } } }>(query);
+    return rows[0]?.state.process.pid;
+  });
   process.kill(trainer, 'SIGKILL');
-  await until('a rollout turn', async () => ((await pool.query('select 1 from turns limit 1')).rowCount ?? 0) > 0);
-  const [engine] = (await run('pgrep', ['-f', `served-model-name boot-.*--port ${await enginePort()}`])).stdout
-    .trim()
-    .split('\n');
-  process.kill(Number(engine), 'SIGKILL');
+  await until('a rollout turn', async () => (await rowsOf('select count(*) from turns')) > 0);
+  killService('worker-rollout');
+  await until('another rollout turn', async () => (await rowsOf('select count(*) from turns')) > 0);
+  killService('engine');
 
   const ended = await until(
     'the end of the run',
@@ -126,11 +132,6 @@ test('a run survives the kill of its trainer and its engine, and ends done', asy
   );
   expect(ended.status).toBe('done');
 });
-
-async function enginePort(): Promise<number> {
-  const { ports } = JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as { ports: { engine: number } };
-  return ports.engine;
-}
 
 test('no optimizer step is skipped or repeated, and each has one point in MLflow', async () => {
   const { nodes, mlflow_url } = await statusOf(id);
@@ -185,24 +186,30 @@ test('the plan says that everything will be reused, and a second submit does so'
 });
 
 test('everything listens on loopback only', async () => {
-  const { stdout } = await run('ss', ['-ltnH']).catch(() => ({ stdout: '' }));
-  const ports = Object.values(
-    (JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as { ports: Record<string, number> }).ports,
-  );
-  const ours = stdout.split('\n').filter((line) => ports.some((port) => line.includes(`:${port} `)));
-  expect(ours.length).toBeGreaterThan(0);
-  for (const line of ours) expect(line.split(/\s+/)[3]).toMatch(/^127\.0\.0\.1:/);
+  const { ports } = JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as {
+    ports: Record<string, number>;
+  };
+  const listening = [...(await listeners('/proc/net/tcp')), ...(await listeners('/proc/net/tcp6'))];
+  const ours = listening.filter(({ port }) => Object.values(ports).includes(port));
+  expect(ours.length).toBeGreaterThanOrEqual(Object.keys(ports).length);
+  const LOOPBACK = '0100007F'; // 127.0.0.1, as the kernel writes it
+  expect(ours.filter(({ address }) => address !== LOOPBACK)).toEqual([]);
 });
+
+/** Sockets that listen, of one of the kernel's tables. */
+async function listeners(table: string): Promise<{ address: string; port: number }[]> {
+  const LISTEN = '0A';
+  const lines = (await readFile(table, 'utf8').catch(() => '')).split('\n').slice(1);
+  return lines
+    .map((line) => line.trim().split(/\s+/))
+    .filter((fields) => fields[3] === LISTEN)
+    .map((fields) => {
+      const [address = '', port = ''] = (fields[1] as string).split(':');
+      return { address, port: Number.parseInt(port, 16) };
+    });
+}
 
 test('after exp down nothing of the stack is left', async () => {
   await exp('down');
-  const { stdout } = await run('bash', ['-c', `grep -lz "EXP_HOME=${home}" /proc/[0-9]*/environ 2>/dev/null || true`]);
-  const left = stdout
-    .trim()
-    .split('\n')
-    .filter((path) => path && !path.includes(`/${process.pid}/`) && !path.includes(`/${process.ppid}/`));
-  const living = (
-    await Promise.all(left.map((path) => readFile(path.replace('environ', 'cmdline'), 'utf8').catch(() => '')))
-  ).filter((line) => line !== '' && !line.includes('vitest'));
-  expect(living).toEqual([]);
+  expect(stackProcesses(home)).toEqual([]);
 });

@@ -19,6 +19,7 @@ function storeOf(nodes: readonly PlanNode[], present: readonly string[]): Map<st
           made_with: { torch: '2.13.0' },
           created_at: '2026-11-21T08:09:10Z',
           inputs: inputs.map((input) => ({ key: keyOf(input), digest: digest(input) })),
+          is_live: true,
         },
       ]),
   );
@@ -52,6 +53,16 @@ describe('reuse', () => {
       action: 'run',
       reason: 'corpus has been made anew since',
     });
+  });
+
+  test('an artifact whose pages are gone is not reused', async () => {
+    const nodes = await nodesOf(recipe);
+    const store = storeOf(nodes, ['corpus', 'index']);
+    const corpus = nodes[0]?.key as string;
+    store.set(corpus, { ...(store.get(corpus) as FoundArtifact), is_live: false });
+    const actions = await actionsOf(nodes, store);
+    expect(actions['corpus']).toEqual({ action: 'run', reason: 'what it describes is no longer in the services' });
+    expect(actions['index']?.action).toBe('run');
   });
 
   test('a node whose key is unknown runs, and says what is not known', async () => {
