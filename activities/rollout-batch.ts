@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { createReadStream } from 'node:fs';
 import { mkdir, mkdtemp, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -103,6 +104,7 @@ async function sampleBatch(
   // One trajectory that meets an outage ends the batch: the others would meet it too.
   const ending = new AbortController();
   const signal = AbortSignal.any([cancellationSignal, ending.signal]);
+  setMaxListeners(0, signal); // one for each trajectory
   const meter = new Meter(deps, batch, total);
   const call = {
     signal,

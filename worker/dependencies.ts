@@ -39,7 +39,7 @@ export async function openDependencies() {
   pool.on('error', () => {}); // an idle connection broke: the next query opens another or says so
   const blobs = await openBlobStore(addresses.artifacts, join(home(), 'cache', 'blobs'));
   const store = new ArtifactStore(pool, blobs, {
-    commit: process.env['EXP_BUILD'] ?? 'unknown',
+    code: process.env['EXP_BUILD']?.slice(0, 12) ?? 'unknown',
     host: hostname(),
     node: process.versions.node,
   });

@@ -185,7 +185,9 @@ export class TrainerClient {
   constructor(socket: Socket) {
     this.#socket = socket;
     socket.unref();
-    createInterface({ input: socket }).on('line', (line) => this.#answer(line));
+    const lines = createInterface({ input: socket });
+    lines.on('line', (line) => this.#answer(line));
+    lines.on('error', () => this.#lost()); // it emits the socket's errors once more; unheard, one ends the worker
     socket.on('error', () => this.#lost());
     socket.on('close', () => this.#lost());
   }

@@ -10,6 +10,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { loadProfile } from '../../plan/profile.ts';
 import { connections } from '../../services/connections.ts';
 import { modelsDir, python, repoRoot } from '../../services/home.ts';
+import { isLoopback, listeners } from '../../services/ports.ts';
 import { stackProcesses } from '../../services/processes.ts';
 
 /**
@@ -133,6 +134,12 @@ test('a run survives the kill of a worker while it indexes and while it samples,
   expect(ended.status).toBe('done');
 });
 
+test('what was killed came back, and nothing else fell', async () => {
+  const log = await readFile(join(home, 'logs', 'supervisord.log'), 'utf8');
+  const fallen = [...log.matchAll(/exited: (\S+)/g)].map(([, service]) => service);
+  expect(fallen.toSorted()).toEqual(['engine', 'worker-cpu', 'worker-rollout']);
+});
+
 test('no optimizer step is skipped or repeated, and each has one point in MLflow', async () => {
   const { nodes, mlflow_url } = await statusOf(id);
   const stage = nodes.find(({ id: name }) => name === 'stage1') as NodeStatus;
@@ -189,25 +196,10 @@ test('everything listens on loopback only', async () => {
   const { ports } = JSON.parse(await readFile(join(home, 'services.json'), 'utf8')) as {
     ports: Record<string, number>;
   };
-  const listening = [...(await listeners('/proc/net/tcp')), ...(await listeners('/proc/net/tcp6'))];
-  const ours = listening.filter(({ port }) => Object.values(ports).includes(port));
+  const ours = listeners().filter(({ port }) => Object.values(ports).includes(port));
   expect(ours.length).toBeGreaterThanOrEqual(Object.keys(ports).length);
-  const LOOPBACK = '0100007F'; // 127.0.0.1, as the kernel writes it
-  expect(ours.filter(({ address }) => address !== LOOPBACK)).toEqual([]);
+  expect(ours.filter(({ address }) => !isLoopback(address))).toEqual([]);
 });
-
-/** Sockets that listen, of one of the kernel's tables. */
-async function listeners(table: string): Promise<{ address: string; port: number }[]> {
-  const LISTEN = '0A';
-  const lines = (await readFile(table, 'utf8').catch(() => '')).split('\n').slice(1);
-  return lines
-    .map((line) => line.trim().split(/\s+/))
-    .filter((fields) => fields[3] === LISTEN)
-    .map((fields) => {
-      const [address = '', port = ''] = (fields[1] as string).split(':');
-      return { address, port: Number.parseInt(port, 16) };
-    });
-}
 
 test('after exp down nothing of the stack is left', async () => {
   await exp('down');

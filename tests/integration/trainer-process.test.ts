@@ -92,7 +92,7 @@ test('the process leads a session of its own and its socket is the user’s alon
 
 test('steps of batches written by the activities; a repeated id is answered from the record', async () => {
   const opened = await client.call('open', openParams());
-  expect(opened).toMatchObject({ step: 0, dtype: 'float32', threads: 1, device: 'cpu' });
+  expect(opened).toMatchObject({ step: 0, made_with: { dtype: 'float32', threads: '1', device: 'cpu' } });
   const batch = await writeBatch('one.parquet', 1);
   const first = await step(batch, 1);
   expect(first).toMatchObject({ step: 1, repeated: false, metrics: { sequences: 6, action_tokens: 6 * 18 } });
