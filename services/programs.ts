@@ -234,6 +234,7 @@ function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
       VLLM_LOOPBACK_IP: '127.0.0.1',
       GLOO_SOCKET_IFNAME: 'lo',
       VLLM_CACHE_ROOT: join(home, 'cache', 'vllm'),
+      TORCHDYNAMO_DISABLE: '1', // it would need a C++ compiler, for the ranks of logprobs that nobody reads
       VLLM_NO_USAGE_STATS: '1',
       DO_NOT_TRACK: '1',
       HF_HUB_OFFLINE: '1',

@@ -87,7 +87,8 @@ async function runSuite(suite: Suite, folder: string): Promise<SuiteResult> {
     cwd,
     timeoutMs: suite.minutes * 60_000,
     output: 'inherit',
-    env: { CI: 'true', ...(!process.stdout.isTTY && { NO_COLOR: '1' }) },
+    // Empty is unset: services that tests start shall not compile all they import at every start.
+    env: { CI: 'true', PYTHONDONTWRITEBYTECODE: '', ...(!process.stdout.isTTY && { NO_COLOR: '1' }) },
   });
   const text = await readFile(reportPath, 'utf8').catch(() => null);
   const report = text === null ? { passed: 0, failed: 0, skips: [] } : suite.read(text);
