@@ -1,5 +1,4 @@
 import { writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, expect, onTestFinished, test } from 'vitest';
@@ -13,6 +12,7 @@ import {
 import { finiteMetrics, paramsOf, splitBatches, tagsOf } from '../../activities/adapters/mlflow-limits.ts';
 import { Outbox } from '../../activities/adapters/outbox.ts';
 import type { Metric } from '../../schemas/artifact.ts';
+import { temporaryFolder } from '../temporary-folder.ts';
 import { createMlflowServer, type MlflowServer, spoiltProxy } from './mlflow-server.ts';
 import { startPostgres, type TestService } from './toy-services.ts';
 
@@ -141,7 +141,7 @@ test('2,500 points, 130 params with hostile keys and values, and a number that i
 
 test('an artifact goes through the proxy and can be put again', async () => {
   const run = await newRun('files');
-  const file = join(tmpdir(), `exp-artifact-${process.pid}`);
+  const file = join(temporaryFolder('exp-artifact-'), 'held out.json');
   await writeFile(file, '{"a": 1}\n');
 
   await mlflow.uploadArtifact(run, 'samples/held out.json', file);

@@ -1,12 +1,12 @@
 import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { DirectoryBlobStore } from '../../activities/adapters/blob-store.ts';
+import { temporaryFolder } from '../temporary-folder.ts';
 
 test('a blob is named by its bytes, stored once, and leaves no temporary file', async () => {
-  const root = await mkdtemp(join(tmpdir(), 'blobs-'));
+  const root = temporaryFolder('exp-blobs-');
   const store = new DirectoryBlobStore(join(root, 'store'));
   const file = join(root, 'input');
   await writeFile(file, 'hello');
@@ -20,6 +20,6 @@ test('a blob is named by its bytes, stored once, and leaves no temporary file', 
 });
 
 test('a blob that is not there is an error that names it', async () => {
-  const store = new DirectoryBlobStore(await mkdtemp(join(tmpdir(), 'blobs-')));
+  const store = new DirectoryBlobStore(temporaryFolder('exp-blobs-'));
   await expect(store.open('ab'.repeat(32))).rejects.toMatchObject({ code: 'ARTIFACT_MISSING', at: 'ab'.repeat(32) });
 });

@@ -1,14 +1,14 @@
 /** Plans for tests: the real profile, and a small checkout whose models and lockfiles never change. */
-import { mkdtempSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type LoadedPlan, type LoadPlanOptions, loadPlan } from '../../plan/load-plan.ts';
 import { loadProfile } from '../../plan/profile.ts';
 import type { PlanNode } from '../../schemas/plan.ts';
+import { temporaryFolder } from '../temporary-folder.ts';
 
 export const ROOT = join(import.meta.dirname, '../..');
 const FIXTURES = join(ROOT, 'tests/fixtures/plans');
-const cacheDir = mkdtempSync(join(tmpdir(), 'exp-plan-cache-'));
+const cacheDir = temporaryFolder('exp-plan-cache-');
 
 export const quickstart = join(ROOT, 'experiments/quickstart.yaml');
 /** The quickstart, frozen: for tests that count on its numbers. */
@@ -43,7 +43,7 @@ export const keysOf = (nodes: readonly PlanNode[]): Record<string, string> =>
 
 /** A folder with files, for specs that are made by a test. */
 export function folderWith(files: Record<string, string | Uint8Array>): string {
-  const folder = mkdtempSync(join(tmpdir(), 'exp-specs-'));
+  const folder = temporaryFolder('exp-specs-');
   for (const [name, content] of Object.entries(files)) writeFileSync(join(folder, name), content);
   return folder;
 }
