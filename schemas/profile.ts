@@ -33,7 +33,7 @@ export const EmbeddedStack = Type.Object(
         threads: Type.Optional(
           Type.Integer({
             minimum: 1,
-            description: 'CPU threads of the engine; as many as there are cores when absent.',
+            description: 'CPU threads of the engine; half of the cores when absent: the trainer has the others.',
           }),
         ),
       },

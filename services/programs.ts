@@ -228,8 +228,8 @@ function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
       VLLM_SERVER_DEV_MODE: '1', // load weights and reset the prefix cache while running
       VLLM_CPU_KVCACHE_SPACE: String(settings.kv_cache_gib),
       VLLM_CPU_OMP_THREADS_BIND: 'nobind', // the automatic binding reserves a core, which two cores do not have to spare
-      OMP_NUM_THREADS: String(settings.threads ?? availableParallelism()),
-      OMP_WAIT_POLICY: 'PASSIVE', // threads that spin while they wait take the cores from the trainer, which has as many
+      OMP_NUM_THREADS: String(settings.threads ?? Math.max(1, Math.floor(availableParallelism() / 2))), // the trainer has the other half
+      OMP_WAIT_POLICY: 'PASSIVE', // threads that spin while they wait take the cores from the trainer
       VLLM_HOST_IP: '127.0.0.1',
       VLLM_LOOPBACK_IP: '127.0.0.1',
       GLOO_SOCKET_IFNAME: 'lo',

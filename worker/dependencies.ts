@@ -76,8 +76,8 @@ export async function openDependencies() {
     namespace,
     verifyLive: (artifact: ArtifactRef) => verifyLive({ pool, store, milvus }, artifact),
     modelDir,
-    // The engine has a thread on every core. With as many here, each step waited at every barrier for a thread that
-    // was not scheduled: 41 tokens a second while sampling went on, where one thread of two cores made 90.
+    // The engine has the other half. Threads of two programs on one core wait for each other at every barrier: 25 to 41
+    // tokens a second while sampling went on, where one thread on a core of its own made 77 (docs/decisions/0008).
     trainer: {
       threads: Math.max(1, Math.floor(availableParallelism() / 2)),
       micro_batch_tokens: 1024,

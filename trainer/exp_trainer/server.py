@@ -195,7 +195,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # Threads that wait for each other sleep: spinning, they take the cores from the engine, which has as many threads.
+    # Threads that wait for each other sleep: spinning, they take the cores from the engine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     asyncio.run(_run(arguments.socket, arguments.idle_exit_seconds))
     os._exit(0)  # a computing thread cannot be interrupted and must not delay the end
