@@ -30,12 +30,6 @@ export const EmbeddedStack = Type.Object(
         max_model_len: Type.Integer({ minimum: 256, description: 'Longest sequence, in tokens.' }),
         kv_cache_gib: Type.Number({ exclusiveMinimum: 0, description: 'Memory for keys and values, in GiB.' }),
         max_num_seqs: Type.Integer({ minimum: 1, description: 'Sequences decoded at once.' }),
-        threads: Type.Optional(
-          Type.Integer({
-            minimum: 1,
-            description: 'CPU threads of the engine; half of the cores when absent: the trainer has the others.',
-          }),
-        ),
       },
       closed,
     ),

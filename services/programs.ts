@@ -222,13 +222,17 @@ function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
       'processed_logprobs',
       '--enable-prefix-caching',
       '--enforce-eager',
+      // Model and scheduler in one process: apart, the scheduler spins on a core while it waits for the model.
+      '--distributed-executor-backend',
+      'uni',
       '--disable-uvicorn-access-log',
     ],
     env: {
       VLLM_SERVER_DEV_MODE: '1', // load weights and reset the prefix cache while running
       VLLM_CPU_KVCACHE_SPACE: String(settings.kv_cache_gib),
+      VLLM_ENABLE_V1_MULTIPROCESSING: '0', // else vLLM's CPU platform turns `uni` back; scheduler and server stay two processes
       VLLM_CPU_OMP_THREADS_BIND: 'nobind', // the automatic binding reserves a core, which two cores do not have to spare
-      OMP_NUM_THREADS: String(settings.threads ?? Math.max(1, Math.floor(availableParallelism() / 2))), // the trainer has the other half
+      OMP_NUM_THREADS: String(availableParallelism()),
       OMP_WAIT_POLICY: 'PASSIVE', // threads that spin while they wait take the cores from the trainer
       VLLM_HOST_IP: '127.0.0.1',
       VLLM_LOOPBACK_IP: '127.0.0.1',

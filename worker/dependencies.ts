@@ -76,10 +76,9 @@ export async function openDependencies() {
     namespace,
     verifyLive: (artifact: ArtifactRef) => verifyLive({ pool, store, milvus }, artifact),
     modelDir,
-    // The engine has the other half. Threads of two programs on one core wait for each other at every barrier: 25 to 41
-    // tokens a second while sampling went on, where one thread on a core of its own made 77 (docs/decisions/0008).
+    // As many as the engine: the one that does not work sleeps, and both at once lose little (docs/decisions/0008).
     trainer: {
-      threads: Math.max(1, Math.floor(availableParallelism() / 2)),
+      threads: availableParallelism(),
       micro_batch_tokens: 1024,
     } satisfies TrainStageDeps['trainer'],
     client,
