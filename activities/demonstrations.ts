@@ -192,6 +192,7 @@ function trajectoryOf(key: string, { task, turns, rendered, answer }: Shown, cop
       status: 'ok',
       latency_ms: 0, // not recorded: the same demonstrations must give the same file
       cached: false,
+      denied: 0, // the expert stops at a task whose pages are denied
       weight_version: '',
     })),
     reward: { outcome: 1, turns: turns.map(() => null) },

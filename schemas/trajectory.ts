@@ -28,6 +28,8 @@ export const Span = Type.Object(
     ]),
     latency_ms: Type.Number(),
     cached: Type.Boolean(),
+    /** Pages an observation held back because the task denies them (leak guard). */
+    denied: Type.Integer({ minimum: 0 }),
     /** Checkpoint digest that sampled the action; '' elsewhere. */
     weight_version: Type.String(),
   },

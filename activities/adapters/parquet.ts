@@ -27,7 +27,7 @@ export const trajectoryColumns: Columns = {
   mask: 'TINYINT[]',
   logprobs: 'FLOAT[]',
   spans:
-    'STRUCT(turn INTEGER, kind VARCHAR, "start" INTEGER, "end" INTEGER, tool VARCHAR, status VARCHAR, latency_ms DOUBLE, cached BOOLEAN, weight_version VARCHAR)[]',
+    'STRUCT(turn INTEGER, kind VARCHAR, "start" INTEGER, "end" INTEGER, tool VARCHAR, status VARCHAR, latency_ms DOUBLE, cached BOOLEAN, denied INTEGER, weight_version VARCHAR)[]',
   reward: 'STRUCT(outcome DOUBLE, turns DOUBLE[])',
   score: 'STRUCT(exact_match DOUBLE, f1 DOUBLE, format_valid BOOLEAN, answer_in_observation BOOLEAN)',
   advantages: 'FLOAT[]',

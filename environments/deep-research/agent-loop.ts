@@ -60,7 +60,7 @@ export interface TurnRecord {
   latency_ms: number;
   weight_version: string;
   /** What was appended after the action: an observation, the forced-answer message, or nothing. */
-  observation: { token_ids: number[]; tool: string | null; status: Span['status']; latency_ms: number } | null;
+  observation: ({ token_ids: number[] } & Pick<Span, 'tool' | 'status' | 'latency_ms' | 'denied'>) | null;
   /** Set by the turn at which a limit was met (the forced turn follows), and by an answer. */
   termination: Exclude<Termination, 'failed'> | null;
 }
@@ -133,7 +133,15 @@ export function assembleTrajectory(
   const token_ids = [...prompt];
   const mask = prompt.map(() => 0);
   const logprobs = prompt.map(() => 0);
-  const span = { turn: 0, tool: null, status: 'ok', latency_ms: 0, cached: false, weight_version: '' } as const;
+  const span = {
+    turn: 0,
+    tool: null,
+    status: 'ok',
+    latency_ms: 0,
+    cached: false,
+    denied: 0,
+    weight_version: '',
+  } as const;
   const spans: Span[] = [{ ...span, kind: 'prompt', start: 0, end: prompt.length }];
   const messages: Message[] = [{ role: 'user', content: task.question }];
   const turns: ScoredTurn[] = [];
@@ -174,6 +182,7 @@ export function assembleTrajectory(
       tool: observation.tool,
       status: observation.status,
       latency_ms: observation.latency_ms,
+      denied: observation.denied,
     });
     messages.push({ role: 'tool', content: observed });
   }
@@ -317,7 +326,13 @@ async function observe(
   const { tokenizer, limits, tools } = input;
   const cutOff = input.isCutOff?.() ?? false;
   const force = (termination: Exclude<Termination, 'failed'>) => ({
-    observation: { token_ids: state.forcedAnswer(actionIds), tool: null, status: 'forced' as const, latency_ms: 0 },
+    observation: {
+      token_ids: state.forcedAnswer(actionIds),
+      tool: null,
+      status: 'forced' as const,
+      latency_ms: 0,
+      denied: 0,
+    },
     termination,
   });
   // Nobody would read the observation: the tool is not even run.
@@ -327,7 +342,13 @@ async function observe(
   const cut = isCut(tokenizer, actionIds);
   const { text, ...outcome } =
     action.kind === 'malformed'
-      ? { text: malformedText(action.reason, tools), tool: null, status: 'malformed' as const, latency_ms: 0 }
+      ? {
+          text: malformedText(action.reason, tools),
+          tool: null,
+          status: 'malformed' as const,
+          latency_ms: 0,
+          denied: 0,
+        }
       : await orFailure('tool', input, () =>
           runTool(input.world, action, {
             tokenizer,
@@ -340,7 +361,13 @@ async function observe(
   const full = state.limitBefore(token_ids, turn, false, actionIds);
   if (full !== null) return force(full);
   return {
-    observation: { token_ids, tool: outcome.tool, status: outcome.status, latency_ms: outcome.latency_ms },
+    observation: {
+      token_ids,
+      tool: outcome.tool,
+      status: outcome.status,
+      latency_ms: outcome.latency_ms,
+      denied: outcome.denied,
+    },
     termination: null,
   };
 }

@@ -93,6 +93,17 @@ const agent = {
 const sampling = { temperature: 1, top_p: 1 };
 const reward = { outcome: 'exact_match' as const, format_penalty: 1, judge: null };
 const policy = { model: 'smollm2-135m-instruct', sha256: 'unused', dtype: 'float32' as const };
+const profile = {
+  tasks: 8,
+  split: 'train',
+  rollouts: 4,
+  keep: { min_passes: 1, max_passes: 3 },
+  agent,
+  context_length: 1536,
+  sampling,
+  reward,
+  policy,
+};
 const mix = { direct_retrieval: 0.4, aggregation: 0.2, enumeration: 0.2, cross_verification: 0.1, statistics: 0.1 };
 
 function node<K extends NodeKind>(
@@ -167,17 +178,7 @@ const nodes = [
     model: { name: 'smollm2-135m-instruct', sha256: 'unused' },
     split: 'train',
   }),
-  node('stage1.profile', 'profile', ['tasks', 'index'], {
-    tasks: 8,
-    split: 'train',
-    rollouts: 4,
-    keep: { min_passes: 1, max_passes: 3 },
-    agent,
-    context_length: 1536,
-    sampling,
-    reward,
-    policy,
-  }),
+  node('stage1.profile', 'profile', ['tasks', 'index'], profile),
   node('held_out.base', 'benchmark', ['tasks', 'index'], {
     benchmark: 'held_out',
     after: 'base',
@@ -190,17 +191,7 @@ const nodes = [
     policy,
     reward,
   }),
-  node('stage2.profile', 'profile', ['tasks', 'index'], {
-    tasks: 8,
-    split: 'train',
-    rollouts: 4,
-    keep: { min_passes: 1, max_passes: 3 },
-    agent,
-    context_length: 1536,
-    sampling,
-    reward,
-    policy,
-  }),
+  node('stage2.profile', 'profile', ['tasks', 'index'], profile),
   node('stage2', 'rl', ['tasks', 'index', 'stage2.profile'], {
     rollout: { prompts_per_step: 2 },
   } as NodeParameters['rl']),

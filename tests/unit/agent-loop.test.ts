@@ -87,6 +87,17 @@ function input(overrides: Partial<TrajectoryInput>): TrajectoryInput {
   };
 }
 
+test('what the leak guard held back is counted in the observation', async () => {
+  const world = Object.assign(new OnePageWorld(), { search: async () => ({ results: [], denied: 2 }) });
+  const { spans } = await runTrajectory(input({ world, sample: scripted([search, answer]).sample }));
+  expect(spans.map(({ kind, denied }) => [kind, denied])).toEqual([
+    ['prompt', 0],
+    ['action', 0],
+    ['observation', 2],
+    ['action', 0],
+  ]);
+});
+
 test('search, visit, answer: ids, mask, logprobs, spans and score', async () => {
   const { sample, asked } = scripted([search, visit, answer]);
   const trajectory = await runTrajectory(input({ sample }));

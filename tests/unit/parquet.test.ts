@@ -35,6 +35,7 @@ const trajectory = (index: number): Trajectory => ({
       status: 'ok',
       latency_ms: 0,
       cached: false,
+      denied: 0,
       weight_version: '',
     },
     {
@@ -46,6 +47,7 @@ const trajectory = (index: number): Trajectory => ({
       status: 'ok',
       latency_ms: 12.5,
       cached: false,
+      denied: 3,
       weight_version: 'c',
     },
   ],

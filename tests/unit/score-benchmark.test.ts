@@ -85,14 +85,14 @@ test('wordings that training showed are told from those it did not', () => {
 });
 
 test('tool use counts calls by sample and malformed actions by action, without what broke', () => {
-  const span = { turn: 0, start: 0, end: 0, latency_ms: 0, cached: false, weight_version: '' };
+  const span = { turn: 0, start: 0, end: 0, latency_ms: 0, cached: false, denied: 0, weight_version: '' };
   const use = new ToolUse();
   use.add(
     sample(1, {
       spans: [
         { ...span, kind: 'prompt', tool: null, status: 'ok', end: 10 },
         { ...span, kind: 'action', tool: 'search', status: 'ok', start: 10, end: 15 },
-        { ...span, kind: 'observation', tool: 'search', status: 'tool_error', start: 15, end: 20 },
+        { ...span, kind: 'observation', tool: 'search', status: 'tool_error', start: 15, end: 20, denied: 2 },
         { ...span, kind: 'action', tool: 'answer', status: 'ok', start: 20, end: 24 },
       ],
     }),
@@ -112,6 +112,7 @@ test('tool use counts calls by sample and malformed actions by action, without w
     action_tokens: 6.5,
     'calls/search': 0.5,
     tool_errors: 0.5,
+    denied_pages: 1,
     malformed: 1 / 3,
   });
 });

@@ -163,8 +163,10 @@ export class ToolUse {
       actions.reduce((sum, { start, end }) => sum + end - start, 0),
     );
     for (const action of actions) this.#countAction(action);
-    for (const { kind, status } of sample.spans)
+    for (const { kind, status, denied } of sample.spans) {
       if (kind === 'observation' && status === 'tool_error') this.#count('tool_errors', 1);
+      if (denied > 0) this.#count('denied_pages', denied);
+    }
   }
 
   #countAction({ tool, status }: Span): void {
