@@ -5,10 +5,10 @@ export const KIND_VERSIONS: Readonly<Record<NodeKind, number>> = {
   corpus: 1,
   index: 1,
   tasks: 1,
-  trajectories: 1,
-  profile: 1,
+  trajectories: 2,
+  profile: 2,
   sft: 1,
   rl: 1,
-  benchmark: 1,
+  benchmark: 2,
   report: 1,
 };
