@@ -221,6 +221,9 @@ function engine({ home, file, profile }: StackContext): ReturnType<Builder> {
       '--logprobs-mode',
       'processed_logprobs',
       '--enable-prefix-caching',
+      // A CPU's blocks are of 128 tokens unless told, and only whole blocks are cached: every turn would compute up to 127 again.
+      '--block-size',
+      '32',
       '--enforce-eager',
       // Model and scheduler in one process: apart, the scheduler spins on a core while it waits for the model.
       '--distributed-executor-backend',
