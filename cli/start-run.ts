@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client } from '@temporalio/client';
 import { ExpError } from '../schemas/errors.ts';
+import type { Experiment } from '../schemas/experiment.ts';
 import type { Plan } from '../schemas/plan.ts';
 import { isOutage, type Stack } from './open-stack.ts';
 import { findRun, type RunRow, workflowPhase } from './run-state.ts';
@@ -80,17 +81,17 @@ async function startWorkflow(stack: Stack, client: Client, row: RunRow, plan: Pl
     client.workflow.start('run', {
       workflowId: `run/${row.id}`,
       taskQueue: `${stack.connections.temporal.queuePrefix}-cpu`,
-      args: [{ run: row.id, plan: row.plan_blob, max_parallel: maxParallel(plan) }],
+      args: [{ run: row.id, plan: row.plan_blob, ...armPolicy(plan) }],
       workflowIdConflictPolicy: 'USE_EXISTING',
       workflowIdReusePolicy: 'ALLOW_DUPLICATE',
     }),
   );
 }
 
-/** Arms in flight at a time: as the spec says, else all. */
-function maxParallel(plan: Plan): number {
-  const sweep = plan.spec['sweep'] as { max_parallel?: number } | undefined;
-  return sweep?.max_parallel ?? Math.max(1, plan.arms.length);
+/** Arms in flight at a time, all when the spec does not say; and whether one that fails ends the others. */
+function armPolicy({ spec, arms }: Plan): { max_parallel: number; fail_fast: boolean } {
+  const { max_parallel = Math.max(1, arms.length), fail_fast = false } = (spec as unknown as Experiment).sweep ?? {};
+  return { max_parallel, fail_fast };
 }
 
 function notStarted(row: RunRow, cause: unknown): ExpError {

@@ -2,16 +2,17 @@
 import { resolve } from 'node:path';
 import { contentKey } from '../schemas/canonical.ts';
 import type { Experiment } from '../schemas/experiment.ts';
-import type { Plan } from '../schemas/plan.ts';
+import type { Plan, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
+import { armsOf, withoutArms } from './arms.ts';
 import { checkSpec } from './check.ts';
 import { compileNodes } from './compile.ts';
 import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
 import type { Located } from './located.ts';
-import { parseOverrides } from './overrides.ts';
+import { applyAssignments, parseOverrides } from './overrides.ts';
 import { type Problem, placeText, sortProblems } from './problem.ts';
-import { type Layer, resolveSpec } from './resolve.ts';
+import { composeLayers, type Layer, type Resolved, resolveSpec } from './resolve.ts';
 import { readSpecInputs } from './spec-inputs.ts';
 import { resolveNames } from './spec-names.ts';
 
@@ -47,7 +48,7 @@ export interface LoadedPlan {
   texts: Map<string, string>;
 }
 
-/** Node ids of a plan are those of its only arm, until ablations give it more. */
+/** Name of the arm of a spec that has neither ablations nor a sweep. */
 const ONLY_ARM = 'main';
 
 export async function loadPlan(specPath: string, options: LoadPlanOptions): Promise<LoadedPlan> {
@@ -63,7 +64,46 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   // A file that could not be read may be what the rest refers to: nothing more can be said.
   if (!isWhole) return failed(problems);
 
-  const resolved = resolveSpec(layers);
+  const composed = composeLayers(layers);
+  const { arms: drafts, problems: unarmed } = armsOf(composed.root);
+  const digests = new FileDigests(options.cacheDir);
+  const base = await compileSpec(composed.root, specPath, digests, options);
+  let found = [problems, composed.problems, base.problems, unarmed].reduce(withoutEchoes);
+  const compiled: { name: string; arm: Compiled }[] = [];
+  for (const { name, assignments } of drafts) {
+    const changed = applyAssignments(withoutArms(composed.root), assignments);
+    const arm = await compileSpec(changed.root, specPath, digests, options);
+    found = [found, changed.problems, arm.problems].reduce(withoutEchoes);
+    compiled.push({ name, arm });
+  }
+  if (found.length > 0) return failed(found, base.resolved.root);
+  const all = compiled.length > 0 ? compiled : [{ name: ONLY_ARM, arm: base }];
+  return {
+    plan: planOf(base.resolved.experiment, all, specPath, options),
+    problems: [],
+    warnings: sortProblems(all.flatMap(({ arm }) => arm.warnings)),
+    unknown: [...new Set(all.flatMap(({ arm }) => arm.unknown))],
+    root: base.resolved.root,
+    texts,
+  };
+}
+
+interface Compiled {
+  resolved: Resolved;
+  nodes: PlanNode[];
+  problems: Problem[];
+  warnings: Problem[];
+  unknown: string[];
+}
+
+/** One spec, or one arm of it: resolved, checked, its files found, and compiled when nothing is wrong. */
+async function compileSpec(
+  composed: Located,
+  specPath: string,
+  digests: FileDigests,
+  options: LoadPlanOptions,
+): Promise<Compiled> {
+  const resolved = resolveSpec(composed);
   const { experiment, root, isValid } = resolved;
   const names = isValid ? resolveNames(experiment, options) : null;
   const limits = {
@@ -71,47 +111,47 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
     embedderTokens: names?.embedder.max_tokens ?? null,
   };
   const checked = checkSpec(experiment, root, limits, isValid);
-  const found = [problems, resolved.problems, resolved.invalid, checked.problems].reduce(withoutEchoes);
-  if (names === null) return failed(found, root);
+  const found = [resolved.problems, resolved.invalid, checked.problems].reduce(withoutEchoes);
+  const { warnings } = checked;
+  if (names === null) return { resolved, nodes: [], problems: found, warnings, unknown: [] };
 
-  const { env, cacheDir, repoRoot, pythonLock, profile } = options;
+  const { env, repoRoot, pythonLock, profile } = options;
   const inputs = await readSpecInputs(experiment, {
     root,
     specFile: specPath,
     env,
     dataRoots: profile.data_roots,
-    digests: new FileDigests(cacheDir),
+    digests,
     repoRoot,
     pythonLock,
   });
-  const all = withoutEchoes(found, inputs.problems);
-  if (all.length > 0) return failed(all, root);
-  const nodes = compileNodes({ experiment, names, inputs: inputs.byField });
-  return {
-    plan: planOf(experiment, nodes, specPath, options),
-    problems: [],
-    warnings: sortProblems(checked.warnings),
-    unknown: [...new Set([...names.lacks, ...inputs.lacks])],
-    root,
-    texts,
-  };
+  const problems = withoutEchoes(found, inputs.problems);
+  const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField });
+  return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks] };
 }
 
 function planOf(
   experiment: Experiment,
-  nodes: Plan['arms'][number]['nodes'],
+  arms: readonly { name: string; arm: Compiled }[],
   specPath: string,
   { profile, label }: LoadPlanOptions,
 ): Plan {
+  // The spec does not show what an arm unsets; its keys do.
+  const changes = arms.map(({ name, arm }) => ({ name, keys: arm.nodes.map(({ key }) => key) }));
   return {
     api_version: 'exp/v1',
-    run_key: contentKey({ spec: experiment, profile: profile.name, label: label ?? null }),
+    run_key: contentKey({
+      spec: experiment,
+      profile: profile.name,
+      label: label ?? null,
+      ...(arms.length > 1 && { arms: changes }),
+    }),
     name: experiment.name,
     profile: profile.name,
     spec_path: resolve(specPath),
     spec: experiment as unknown as Record<string, unknown>,
     tracking: { mlflow_experiment: experiment.tracking?.mlflow_experiment ?? experiment.name },
-    arms: [{ name: ONLY_ARM, seed: experiment.seed, nodes }],
+    arms: arms.map(({ name, arm }) => ({ name, seed: arm.resolved.experiment.seed, nodes: arm.nodes })),
   };
 }
 

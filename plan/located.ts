@@ -78,14 +78,14 @@ export function keyPlaceAt(root: Located, path: Path): Place {
   return entry?.key ?? nodeAt(root, path)?.at ?? placeAt(root, path);
 }
 
-/** The same document with another value at a path; maps on the way are made. */
-export function withValue(root: Located, path: readonly string[], value: Located): Located {
+/** The same document with another value at a path; maps on the way are made. `key` is where new keys stand. */
+export function withValue(root: Located, path: readonly string[], value: Located, key: Place = value.at): Located {
   const [name, ...rest] = path;
   if (name === undefined) return value;
   const entries = new Map(root.kind === 'map' ? root.entries : []);
   const below = entries.get(name);
   const empty: LocatedMap = { kind: 'map', at: value.at, entries: new Map() };
-  entries.set(name, { key: below?.key ?? value.at, value: withValue(below?.value ?? empty, rest, value) });
+  entries.set(name, { key: below?.key ?? key, value: withValue(below?.value ?? empty, rest, value, key) });
   return { kind: 'map', at: root.at, entries };
 }
 

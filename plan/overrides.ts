@@ -1,5 +1,5 @@
-/** Changes by dotted path: `key=value`, `+key=value`, `~key` of the command line; later also ablation arms. */
-import { type Located, nodeAt, withValue } from './located.ts';
+/** Changes by dotted path: `key=value`, `+key=value`, `~key` of the command line, and those of an arm. */
+import { type Located, merge, nodeAt, withValue } from './located.ts';
 import { didYouMean, type Place, type Problem, problem, quoted } from './problem.ts';
 import { readValue } from './strict-yaml.ts';
 
@@ -7,8 +7,8 @@ import { readValue } from './strict-yaml.ts';
 export const COMMAND_LINE = 'command line';
 
 export interface Assignment {
-  /** `set` changes what is there, `add` also makes what is not, `remove` takes away. */
-  mode: 'set' | 'add' | 'remove';
+  /** `set` changes what is there, `add` also makes what is not, `merge` lays a map over it, `remove` takes away. */
+  mode: 'set' | 'add' | 'merge' | 'remove';
   path: string[];
   value: Located;
   at: Place;
@@ -55,7 +55,7 @@ export function applyAssignments(
   let changed = root;
   for (const { mode, path, value, at } of assignments) {
     const present = nodeAt(changed, path);
-    if (mode !== 'add' && (present === undefined || present.kind === 'unset')) {
+    if (mode !== 'add' && mode !== 'merge' && (present === undefined || present.kind === 'unset')) {
       problems.push(
         problem(
           'UNKNOWN_FIELD',
@@ -66,7 +66,8 @@ export function applyAssignments(
       );
       continue;
     }
-    changed = withValue(changed, path, value);
+    const laid = mode === 'merge' && present !== undefined ? merge(present, value) : value;
+    changed = withValue(changed, path, laid, at);
   }
   return { root: changed, problems };
 }

@@ -9,6 +9,7 @@ import { chooseShape, partOf, type SchemaView } from './schema-walk.ts';
 
 const REFERENCE = /(\$?)\$\{([^{}]*)\}/g;
 const ENV = /^env:[A-Za-z_][A-Za-z0-9_]*$/;
+const ARMS = new Set(['ablations', 'sweep']);
 const NAMED = /^[a-z_][a-z0-9_]*(\.[a-z0-9_]+)*$/i;
 
 export interface ReferenceResult {
@@ -30,6 +31,7 @@ class Resolver {
   }
 
   resolve(node: Located, schema: SchemaView | undefined, path: Path): Located {
+    if (path.length === 1 && ARMS.has(path[0] as string)) return node; // followed in each arm, where the field says what it holds
     const shape = schema && chooseShape(schema, node);
     if (node.kind === 'map') {
       const entries = [...node.entries].map(

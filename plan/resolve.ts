@@ -1,6 +1,6 @@
 /**
- * From layers to one spec, in this order: files of `extends`, the file, `-f` overlays, command line (later:
- * ablation arm, sweep point), `like`, `benchmark_defaults`, references, defaults, validation.
+ * From layers to one spec, in this order: files of `extends`, the file, `-f` overlays, command line, ablation arm,
+ * sweep point, `like`, `benchmark_defaults`, references, defaults, validation.
  */
 import { Experiment } from '../schemas/experiment.ts';
 import { fillDefaults } from './defaults.ts';
@@ -22,16 +22,16 @@ export interface Resolved {
   /** The same, with the place of every value. */
   root: Located;
   isValid: boolean;
-  /** Of composition and references. */
+  /** Of `like` and references. */
   problems: Problem[];
   /** Of shape and types. */
   invalid: Problem[];
 }
 
-export function resolveSpec(layers: readonly Layer[]): Resolved {
+/** What comes after composition: of the spec itself, or of one of its arms. */
+export function resolveSpec(composed: Located): Resolved {
   const schema = viewOf(Experiment);
-  const composed = composeLayers(layers);
-  const liked = expandLike(composed.root);
+  const liked = expandLike(composed);
   const inherited = inheritBenchmarkDefaults(dropUnset(liked.root) as LocatedMap);
   const referenced = resolveReferences(inherited, schema);
   const root = fillDefaults(schema, referenced.root);
@@ -41,12 +41,12 @@ export function resolveSpec(layers: readonly Layer[]): Resolved {
     experiment: toPlain(root) as Experiment,
     root,
     isValid: invalid.length === 0 && liked.problems.length === 0,
-    problems: [...composed.problems, ...liked.problems, ...referenced.problems],
+    problems: [...liked.problems, ...referenced.problems],
     invalid,
   };
 }
 
-function composeLayers(layers: readonly Layer[]): { root: Located; problems: Problem[] } {
+export function composeLayers(layers: readonly Layer[]): { root: Located; problems: Problem[] } {
   const problems: Problem[] = [];
   let root: Located | undefined;
   for (const layer of layers) {

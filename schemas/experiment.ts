@@ -821,6 +821,39 @@ const Budget = object(
   { description: 'Bounds on what a run may use.' },
 );
 
+const point = { type: 'object', minProperties: 1 } as const;
+
+const Sweep = object(
+  {
+    matrix: Type.Optional(
+      Type.Unsafe<Record<string, unknown[]>>({
+        type: 'object',
+        minProperties: 1,
+        additionalProperties: { type: 'array', minItems: 1, uniqueItems: true, description: 'Values.', key: false },
+        description: 'Values to try, by dotted path; every combination is an arm, of every ablation.',
+        composed: true,
+      }),
+    ),
+    exclude: Type.Optional(
+      Type.Array(Type.Unsafe<Record<string, unknown>>({ ...point, description: 'Values of a combination.' }), {
+        description: 'Combinations left out: those that have all values of an item.',
+        composed: true,
+      }),
+    ),
+    include: Type.Optional(
+      Type.Array(Type.Unsafe<Record<string, unknown>>({ ...point, description: 'Values of a combination.' }), {
+        description: 'Further combinations.',
+        composed: true,
+      }),
+    ),
+    max_parallel: Type.Optional(
+      count({ maximum: 1024, description: 'Arms at work at a time; all when absent.', unit: 'arms', key: false }),
+    ),
+    fail_fast: Type.Boolean({ default: false, description: 'Whether an arm that fails ends the others.', key: false }),
+  },
+  { description: 'Arms by a grid of values, and how arms are run.' },
+);
+
 export const Experiment = object(
   {
     api_version: Type.Literal('exp/v1', { description: 'Version of this language.', key: false }),
@@ -877,6 +910,20 @@ export const Experiment = object(
       ),
     ),
     budget: Type.Optional(Budget),
+    ablations: Type.Optional(
+      named(
+        Type.Unsafe<Record<string, unknown>>({
+          type: 'object',
+          description: 'Changed values by dotted path; a map is merged, `!unset` removes. Empty: the spec as it is.',
+          key: false,
+        }),
+        {
+          description: 'Arms: this experiment with a few values changed. They share what they have in common.',
+          composed: true,
+        },
+      ),
+    ),
+    sweep: Type.Optional(Sweep),
   },
   { description: 'An experiment.' },
 );

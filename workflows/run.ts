@@ -1,4 +1,11 @@
-import { defineQuery, executeChild, isCancellation, setHandler, workflowInfo } from '@temporalio/workflow';
+import {
+  CancellationScope,
+  defineQuery,
+  executeChild,
+  isCancellation,
+  setHandler,
+  workflowInfo,
+} from '@temporalio/workflow';
 import { ledger } from './activity-proxies.ts';
 import { arm as armWorkflow } from './arm.ts';
 import { always } from './cancellation.ts';
@@ -9,6 +16,8 @@ export interface RunInput {
   /** Blob of the frozen plan. */
   plan: string;
   max_parallel: number;
+  /** An arm that fails ends the others. */
+  fail_fast?: boolean;
 }
 
 export interface RunState {
@@ -31,22 +40,31 @@ export async function run(input: RunInput): Promise<{ status: RunStatus }> {
   return { status: state.status };
 }
 
-async function executeArms({ run, plan, max_parallel }: RunInput, state: RunState): Promise<RunStatus> {
+async function executeArms(
+  { run, plan, max_parallel, fail_fast = false }: RunInput,
+  state: RunState,
+): Promise<RunStatus> {
   const { arms } = await ledger.listArms({ plan });
   state.arms = arms.map((arm) => ({ arm, status: 'waiting' }));
   await ledger.trackRunStarted({ run, plan });
   const waiting = [...state.arms];
+  const scope = new CancellationScope();
+  let ended: RunStatus | null = null;
   const worker = async () => {
     for (let entry = waiting.shift(); entry; entry = waiting.shift()) {
       entry.status = 'running';
-      entry.status = await executeArm({ run, plan, arm: entry.arm });
+      const status = await executeArm({ run, plan, arm: entry.arm });
+      entry.status = status;
+      if (!fail_fast || ended !== null || status === 'done' || status === 'cancelled') continue;
+      ended = status;
+      scope.cancel();
     }
   };
-  await Promise.all(Array.from({ length: Math.min(max_parallel, arms.length) }, worker));
-  return worstOf(state.arms.map(({ status }) => status));
+  await scope.run(() => Promise.all(Array.from({ length: Math.min(max_parallel, arms.length) }, worker)));
+  return ended ?? worstOf(state.arms.map(({ status }) => status));
 }
 
-async function executeArm(input: { run: string; plan: string; arm: string }): Promise<ArmStatus> {
+async function executeArm(input: { run: string; plan: string; arm: string }): Promise<RunStatus> {
   try {
     const { status } = await executeChild(armWorkflow, {
       workflowId: `arm/${input.run}/${input.arm}`,

@@ -27,7 +27,7 @@ export const command: Command = {
   --label L                     tells runs of one spec apart
   -o, --output FILE             write the plan as JSON
   --resolved, --origin          print the resolved spec, leaf by leaf; and where each value was written
-  --json                        {nodes: [{id, kind, key, inputs, action, reason}]}`,
+  --json                        {nodes: [{arm, id, kind, key, inputs, action, reason}]}`,
 
   async run(argv, io) {
     const { values, positionals } = parseArgs({
@@ -70,12 +70,11 @@ export const command: Command = {
 
 /** What each node would do, as far as the stack can be asked: planning needs no service. */
 async function actionsOnStack(plan: Plan, profile: Profile): Promise<NodeAction[]> {
-  const nodes = plan.arms.flatMap((arm) => arm.nodes);
   const stack = await openStack(profile);
   try {
-    return await decideActions(nodes, stack && artifactLookup(stack));
+    return await decideActions(plan.arms, stack && artifactLookup(stack));
   } catch (error) {
-    if (isOutage(error)) return decideActions(nodes, null);
+    if (isOutage(error)) return decideActions(plan.arms, null);
     throw error;
   } finally {
     await stack?.close();
@@ -113,6 +112,7 @@ export function planToJson({ run_key, name, arms }: Plan, actions: readonly Node
     name,
     run_key,
     nodes: nodes.map(({ id, kind, key, inputs }, index) => ({
+      arm: actions[index]?.arm,
       id,
       kind,
       key,
@@ -123,30 +123,40 @@ export function planToJson({ run_key, name, arms }: Plan, actions: readonly Node
   };
 }
 
+/** Every distinct node once, in the order in which arms need them. */
 export function showPlan({ name, profile, arms }: Plan, actions: readonly NodeAction[], io: CommandIo): void {
-  const nodes = arms.flatMap((arm) => arm.nodes);
+  const members = arms.flatMap((arm) => arm.nodes.map((node) => ({ node, arm })));
+  const rows = new Map<string, { node: PlanNode; cells: string[]; arms: string[] }>();
+  for (const [index, { node, arm }] of members.entries()) {
+    const known = rows.get(node.key);
+    const { action = 'run', reason = '' } = actions[index] ?? {};
+    if (known) known.arms.push(arm.name);
+    else
+      rows.set(node.key, {
+        node,
+        cells: [node.id, node.kind, keyText(node), action, estimateText(node, arm.nodes), reason],
+        arms: [arm.name],
+      });
+  }
   const running = actions.filter(({ action }) => action === 'run').length;
-  const terminal = detectTerminal(io);
-  const columns = [
-    { title: 'node' },
-    { title: 'kind' },
-    { title: 'key' },
-    { title: 'action' },
-    { title: 'estimate' },
-    { title: 'reason' },
-  ];
-  const rows = nodes.map((node, index) => [
-    node.id,
-    node.kind,
-    keyText(node),
-    actions[index]?.action ?? '',
-    estimateText(node, nodes),
-    actions[index]?.reason ?? '',
-  ]);
+  const several = arms.length > 1;
+  const distinct = several ? `${arms.length} arms, ${members.length} nodes, ` : '';
   io.out(
-    `${name} on profile ${profile}: ${running} of ${nodes.length} nodes run, ${nodes.length - running} are reused`,
+    `${name} on profile ${profile}: ${distinct}${running} of ${rows.size} ${several ? 'distinct ' : ''}nodes run, ${rows.size - running} are reused`,
   );
-  for (const line of renderTable(terminal, columns, rows)) io.out(line);
+  const titles = ['node', 'kind', 'key', 'action', 'estimate', 'reason'];
+  const columns = (several ? [...titles, 'arms'] : titles).map((title) => ({ title }));
+  const table = [...rows.values()].map(({ cells, arms: users }) =>
+    several ? [...cells, armsText(users, arms.length)] : cells,
+  );
+  for (const line of renderTable(detectTerminal(io), columns, table)) io.out(line);
+}
+
+const SHOWN_ARMS = 3;
+
+function armsText(users: readonly string[], total: number): string {
+  if (users.length === total) return 'all';
+  return users.length > SHOWN_ARMS ? `${users.length} arms` : users.join(' ');
 }
 
 function keyText({ key, unkeyed }: PlanNode): string {

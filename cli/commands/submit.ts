@@ -75,8 +75,7 @@ async function submit({ plan, profile, ref, watch, json, mayStart, io }: Submiss
   if (profile.embedded && mayStart) await ensureUp(profile, ref, say, io.signal);
   const stack = await requireStack(profile);
   try {
-    const nodes = plan.arms.flatMap((arm) => arm.nodes);
-    showPlan(plan, await decideActions(nodes, artifactLookup(stack)), { ...io, out: say });
+    showPlan(plan, await decideActions(plan.arms, artifactLookup(stack)), { ...io, out: say });
     const { run, created } = await startRun(stack, plan);
     say(created ? `submitted ${run}` : `${run} runs this spec already: attached to it`);
     if (watch) return await watchRun(stack, { run, profile, json, say, io });

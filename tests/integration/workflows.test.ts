@@ -26,10 +26,11 @@ afterAll(async () => {
   await temporal?.teardown();
 });
 
+type WrittenNode = Omit<NodeSkeleton, 'plan' | 'arm'>;
 type Behaviour = (ref: NodeRef) => Promise<void>;
 
-/** Workers for one test: plans are written by hand, and each node kind runs `behaviour`. */
-async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>, behaviour: Behaviour) {
+/** Workers for one test: plans are written by hand, arm by arm or as their only one, and each node kind runs `behaviour`. */
+async function stage(plans: Record<string, WrittenNode[] | Record<string, WrittenNode[]>>, behaviour: Behaviour) {
   const executed: string[] = [];
   const tracked: NodeOutcome[] = [];
   const finished: Record<string, string> = {};
@@ -41,13 +42,17 @@ async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>
     published.add(ref.key);
     return artifactOf(ref.key);
   };
+  const armsOf = (plan: string): Record<string, WrittenNode[]> => {
+    const written = plans[plan] ?? [];
+    return Array.isArray(written) ? { main: written } : written;
+  };
   const { requestNode, leaveNode } = createRunNodesActivities({ client: temporal.client } as never);
   const activities = {
     requestNode,
     leaveNode,
-    listArms: async () => ({ arms: ['main'] }),
+    listArms: async ({ plan }: { plan: string }) => ({ arms: Object.keys(armsOf(plan)) }),
     loadSkeleton: async ({ plan, arm }: { plan: string; arm: string }) =>
-      (plans[plan] ?? []).map((node) => ({ ...node, plan, arm })),
+      (armsOf(plan)[arm] ?? []).map((node) => ({ ...node, plan, arm })),
     findArtifact: async ({ key }: NodeRef) => (published.has(key) ? artifactOf(key) : null),
     corpus: produce,
     buildIndex: produce,
@@ -70,11 +75,11 @@ async function stage(plans: Record<string, Omit<NodeSkeleton, 'plan' | 'arm'>[]>
     maxHeartbeatThrottleInterval: '200ms',
   });
   const running = worker.run();
-  const start = (run: string, plan: string) =>
+  const start = (run: string, plan: string, options: { fail_fast?: boolean } = {}) =>
     temporal.client.workflow.start('run', {
       workflowId: `run/${run}`,
       taskQueue: 'exp-cpu',
-      args: [{ run, plan, max_parallel: 2 }],
+      args: [{ run, plan, max_parallel: 2, ...options }],
     });
   const stop = async () => {
     worker.shutdown();
@@ -181,6 +186,35 @@ test('a node is cancelled when its last subscriber leaves', async () => {
     expect(await only.result()).toEqual({ status: 'cancelled' });
     const ended = (await temporal.client.workflow.getHandle('node/w4-c').result()) as NodeOutcome;
     expect(ended.status).toBe('cancelled');
+  } finally {
+    await stop();
+  }
+});
+
+test.each([
+  [true, ['failed', 'cancelled', 'cancelled']],
+  [false, ['failed', 'done', 'done']],
+])('an arm fails with fail_fast %s: its neighbours and those that wait are %j', async (fail_fast, expected) => {
+  const name = `w6-${fail_fast}`;
+  const arms = {
+    broken: [node('tasks', 'tasks', `${name}-t`)],
+    slow: [node('index', 'index', `${name}-i`)],
+    waiting: [node('report', 'report', `${name}-r`)],
+  };
+  const { executed, finished, start, stop } = await stage({ p: arms }, async ({ id }) => {
+    if (id === 'index') return work(fail_fast ? 60_000 : 500);
+    if (id === 'tasks') {
+      await vi.waitFor(() => expect(executed).toContain('index'), WAIT);
+      throw ApplicationFailure.nonRetryable('tasks broke', 'TASKS');
+    }
+  });
+  try {
+    const run = await start(name, 'p', { fail_fast });
+    expect(await run.result()).toEqual({ status: 'failed' });
+    const { arms: ended } = await run.query<{ arms: { status: string }[] }>('state');
+    expect(ended.map(({ status }) => status)).toEqual(expected);
+    expect(executed.includes('report')).toBe(!fail_fast);
+    expect(finished).toEqual({ [name]: 'failed' });
   } finally {
     await stop();
   }

@@ -1,0 +1,136 @@
+/**
+ * From `ablations` and `sweep` to arms. An arm is the spec with a few values changed by dotted path: those of one
+ * ablation, then those of one point of the sweep. How many there are is known before any is made.
+ */
+import { child, type Located, type LocatedMap, toPlain } from './located.ts';
+import type { Assignment } from './overrides.ts';
+import { type Place, type Problem, problem, quoted } from './problem.ts';
+
+export const MAX_ARMS = 1024;
+
+export interface ArmDraft {
+  name: string;
+  assignments: Assignment[];
+}
+
+const PATH = /^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*$/i;
+
+/** Empty when the spec has neither ablations nor a sweep. */
+export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] } {
+  const ablations = child(root, 'ablations');
+  const sweep = child(root, 'sweep');
+  const problems: Problem[] = [];
+  const named = ablations?.kind === 'map' ? entriesOf(ablations, problems) : [];
+  const size = Math.max(1, named.length) * (sweep === undefined ? 1 : sizeOf(sweep));
+  if (size > MAX_ARMS) {
+    const at = (sweep ?? (ablations as Located)).at;
+    return { arms: [], problems: [problem('SIZE', at, `${size} arms; a spec has at most ${MAX_ARMS}`)] };
+  }
+  const points = sweep === undefined ? [] : pointsOf(sweep, problems);
+  const arms =
+    points.length === 0
+      ? named
+      : named.length === 0
+        ? points
+        : named.flatMap((arm) =>
+            points.map((point) => ({
+              name: `${arm.name},${point.name}`,
+              assignments: [...arm.assignments, ...point.assignments],
+            })),
+          );
+  return { arms, problems };
+}
+
+/** The document an arm is laid over. */
+export function withoutArms(root: Located): Located {
+  if (root.kind !== 'map') return root;
+  const entries = new Map(root.entries);
+  entries.delete('ablations');
+  entries.delete('sweep');
+  return { ...root, entries };
+}
+
+function entriesOf(ablations: LocatedMap, problems: Problem[]): ArmDraft[] {
+  return [...ablations.entries]
+    .filter(([, { value }]) => value.kind === 'map')
+    .map(([name, { value }]) => ({ name, assignments: assignmentsOf(value as LocatedMap, problems) }));
+}
+
+/** Dotted paths and what stands there; a map is merged with what the spec has. */
+function assignmentsOf(changes: LocatedMap, problems: Problem[]): Assignment[] {
+  return [...changes.entries].flatMap(([path, { key, value }]): Assignment[] => {
+    if (!isPath(path, key, problems)) return [];
+    return [{ mode: value.kind === 'unset' ? 'remove' : 'merge', path: path.split('.'), value, at: key }];
+  });
+}
+
+function isPath(path: string, at: Place, problems: Problem[]): boolean {
+  if (PATH.test(path)) return true;
+  problems.push(problem('NAME', at, `${quoted(path)} is no dotted path`, 'write section.field'));
+  return false;
+}
+
+interface Axis {
+  path: string;
+  key: Place;
+  values: Located[];
+}
+
+function axesOf(sweep: Located): Axis[] {
+  const matrix = child(sweep, 'matrix');
+  if (matrix?.kind !== 'map') return [];
+  return [...matrix.entries].flatMap(([path, { key, value }]) =>
+    value.kind === 'list' ? [{ path, key, values: value.items }] : [],
+  );
+}
+
+const listed = (sweep: Located, name: 'include' | 'exclude'): LocatedMap[] => {
+  const list = child(sweep, name);
+  return list?.kind === 'list' ? list.items.filter((item) => item.kind === 'map') : [];
+};
+
+/** At most: what `exclude` takes away is not known before the points are made. */
+function sizeOf(sweep: Located): number {
+  return axesOf(sweep).reduce((size, { values }) => size * values.length, 1) + listed(sweep, 'include').length;
+}
+
+function pointsOf(sweep: Located, problems: Problem[]): ArmDraft[] {
+  const axes = axesOf(sweep).filter(({ path, key }) => isPath(path, key, problems));
+  const excluded = listed(sweep, 'exclude').map(plainPoint);
+  const grid = axes
+    .reduce<Assignment[][]>(
+      (points, { path, key, values }) =>
+        points.flatMap((point) =>
+          values.map((value): Assignment[] => [...point, { mode: 'merge', path: path.split('.'), value, at: key }]),
+        ),
+      [[]],
+    )
+    .filter((point) => point.length > 0 && !excluded.some((wanted) => matches(point, wanted)));
+  const included = listed(sweep, 'include').map((point) => assignmentsOf(point, problems));
+  const points = [...grid, ...included];
+  const paths = new Set(points.flat().map(({ path }) => path.join('.')));
+  return points.map((assignments) => ({ name: pointName(assignments, [...paths]), assignments }));
+}
+
+const plainPoint = (point: LocatedMap): Map<string, unknown> =>
+  new Map([...point.entries].map(([path, { value }]) => [path, toPlain(value)]));
+
+/** Whether a point has every value an exclusion names. */
+function matches(point: readonly Assignment[], wanted: ReadonlyMap<string, unknown>): boolean {
+  return [...wanted].every(([path, value]) =>
+    point.some((one) => one.path.join('.') === path && JSON.stringify(toPlain(one.value)) === JSON.stringify(value)),
+  );
+}
+
+/** `seed=42`: the last step of the path where that tells it from the others, else all of it. */
+function pointName(point: readonly Assignment[], paths: readonly string[]): string {
+  const last = (path: string): string => path.slice(path.lastIndexOf('.') + 1);
+  return point
+    .map(({ path, value }) => {
+      const whole = path.join('.');
+      const isAmbiguous = paths.some((other) => other !== whole && last(other) === last(whole));
+      const plain = toPlain(value);
+      return `${isAmbiguous ? whole : last(whole)}=${typeof plain === 'string' ? plain : JSON.stringify(plain)}`;
+    })
+    .join(',');
+}
