@@ -96,6 +96,7 @@ export const createTrackingActivities = ({ pool, store, outbox, plans }: Trackin
       const place: NodePlace = { run, plan, arm, node: nodeOf(plan, arm, outcome.id) };
       const path = nodePath(run, arm, outcome.id);
       await openNode(outbox, place, outcome.reused ? Date.now() : await startedAt(pool, outcome.key));
+      await log(run, armPath(run, arm), 'changes', { params: paramsOf(changesOf(plan, arm)) });
 
       const manifest = outcome.artifact ? await store.manifest(outcome.artifact) : null;
       const metrics = manifest?.metrics ?? (await recordedMetrics(pool, outcome.key, 0));
@@ -229,6 +230,12 @@ async function open(
 ): Promise<void> {
   const experiment = plan.tracking.mlflow_experiment;
   await outbox.enqueue(openDedup(rest.path), run, { op: 'open', experiment, tags: tagsOf(tags), ...rest });
+}
+
+/** What sets an arm apart is its only parameters, so that MLflow's own comparison of arms shows just that. */
+function changesOf(plan: Plan, arm: string): Record<string, unknown> {
+  const changes = plan.arms.find(({ name }) => name === arm)?.changes ?? {};
+  return Object.fromEntries(Object.entries(changes).map(([path, value]) => [path, value ?? 'unset']));
 }
 
 function nodeOf(plan: Plan, arm: string, id: string): PlanNode {

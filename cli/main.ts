@@ -32,6 +32,11 @@ const VERBS: readonly Verb[] = [
   { name: 'cancel', summary: 'Stop a run.', load: () => import('./commands/cancel.ts') },
   { name: 'resume', summary: 'Go on with a run that ended early.', load: () => import('./commands/resume.ts') },
   {
+    name: 'compare',
+    summary: 'Compare arms and runs, question by question, with a control.',
+    load: () => import('./commands/compare.ts'),
+  },
+  {
     name: 'ask',
     summary: 'Ask a checkpoint one question, with a live trace.',
     load: () => import('./commands/ask.ts'),

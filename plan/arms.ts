@@ -41,6 +41,11 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
   return { arms, problems };
 }
 
+/** What an arm changes, as data. */
+export function changesOf(assignments: readonly Assignment[]): Record<string, unknown> {
+  return Object.fromEntries(assignments.map(({ path, value }) => [path.join('.'), toPlain(value)]));
+}
+
 /** The document an arm is laid over. */
 export function withoutArms(root: Located): Located {
   if (root.kind !== 'map') return root;

@@ -4,7 +4,7 @@ import { contentKey } from '../schemas/canonical.ts';
 import type { Experiment } from '../schemas/experiment.ts';
 import type { Plan, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
-import { armsOf, withoutArms } from './arms.ts';
+import { armsOf, changesOf, withoutArms } from './arms.ts';
 import { checkSpec } from './check.ts';
 import { compileNodes } from './compile.ts';
 import { FileDigests } from './input-files.ts';
@@ -69,15 +69,15 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   const digests = new FileDigests(options.cacheDir);
   const base = await compileSpec(composed.root, specPath, digests, options);
   let found = [problems, composed.problems, base.problems, unarmed].reduce(withoutEchoes);
-  const compiled: { name: string; arm: Compiled }[] = [];
+  const compiled: NamedArm[] = [];
   for (const { name, assignments } of drafts) {
     const changed = applyAssignments(withoutArms(composed.root), assignments);
     const arm = await compileSpec(changed.root, specPath, digests, options);
     found = [found, changed.problems, arm.problems].reduce(withoutEchoes);
-    compiled.push({ name, arm });
+    compiled.push({ name, changes: changesOf(assignments), arm });
   }
   if (found.length > 0) return failed(found, base.resolved.root);
-  const all = compiled.length > 0 ? compiled : [{ name: ONLY_ARM, arm: base }];
+  const all = compiled.length > 0 ? compiled : [{ name: ONLY_ARM, changes: {}, arm: base }];
   return {
     plan: planOf(base.resolved.experiment, all, specPath, options),
     problems: [],
@@ -86,6 +86,12 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
     root: base.resolved.root,
     texts,
   };
+}
+
+interface NamedArm {
+  name: string;
+  changes: Record<string, unknown>;
+  arm: Compiled;
 }
 
 interface Compiled {
@@ -132,26 +138,31 @@ async function compileSpec(
 
 function planOf(
   experiment: Experiment,
-  arms: readonly { name: string; arm: Compiled }[],
+  arms: readonly NamedArm[],
   specPath: string,
   { profile, label }: LoadPlanOptions,
 ): Plan {
   // The spec does not show what an arm unsets; its keys do.
-  const changes = arms.map(({ name, arm }) => ({ name, keys: arm.nodes.map(({ key }) => key) }));
+  const keys = arms.map(({ name, arm }) => ({ name, keys: arm.nodes.map(({ key }) => key) }));
   return {
     api_version: 'exp/v1',
     run_key: contentKey({
       spec: experiment,
       profile: profile.name,
       label: label ?? null,
-      ...(arms.length > 1 && { arms: changes }),
+      ...(arms.length > 1 && { arms: keys }),
     }),
     name: experiment.name,
     profile: profile.name,
     spec_path: resolve(specPath),
     spec: experiment as unknown as Record<string, unknown>,
     tracking: { mlflow_experiment: experiment.tracking?.mlflow_experiment ?? experiment.name },
-    arms: arms.map(({ name, arm }) => ({ name, seed: arm.resolved.experiment.seed, nodes: arm.nodes })),
+    arms: arms.map(({ name, changes, arm }) => ({
+      name,
+      seed: arm.resolved.experiment.seed,
+      changes,
+      nodes: arm.nodes,
+    })),
   };
 }
 

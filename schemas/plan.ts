@@ -39,7 +39,13 @@ export const PlanNode = Type.Object(
 export type PlanNode = Static<typeof PlanNode>;
 
 export const PlanArm = Type.Object(
-  { name: Type.String(), seed: Type.Integer(), nodes: Type.Array(PlanNode) },
+  {
+    name: Type.String(),
+    seed: Type.Integer(),
+    /** What sets this arm apart from the spec, by dotted path; null for what it unsets. */
+    changes: Type.Record(Type.String(), Type.Unknown()),
+    nodes: Type.Array(PlanNode),
+  },
   { additionalProperties: false },
 );
 export type PlanArm = Static<typeof PlanArm>;

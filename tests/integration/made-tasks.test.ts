@@ -207,7 +207,7 @@ function planOf(planNodes: PlanNode[]): Plan {
     spec_path: '',
     spec: {},
     tracking: { mlflow_experiment: 'test' },
-    arms: [{ name: 'main', seed: 17, nodes: planNodes }],
+    arms: [{ name: 'main', seed: 17, changes: {}, nodes: planNodes }],
   };
 }
 

@@ -61,7 +61,7 @@ const plan: Plan = {
     judge: { token: 'hf_abcdefghijklmnopqrstuvwx' },
   },
   tracking: { mlflow_experiment: 'quickstart' },
-  arms: [{ name: 'main', seed: 17, nodes }],
+  arms: [{ name: 'main', seed: 17, changes: {}, nodes }],
 };
 
 let postgres: TestService;

@@ -42,7 +42,7 @@ export function toyPlan(
     spec_path: `${name}.yaml`,
     spec: { name },
     tracking: { mlflow_experiment: name },
-    arms: Object.entries(arms).map(([arm, nodes]) => ({ name: arm, seed: 1, nodes: nodes.map(toyNode) })),
+    arms: Object.entries(arms).map(([arm, nodes]) => ({ name: arm, seed: 1, changes: {}, nodes: nodes.map(toyNode) })),
   };
 }
 

@@ -27,7 +27,7 @@ function storeOf(nodes: readonly PlanNode[], present: readonly string[]): Map<st
 
 const actionsOf = async (nodes: readonly PlanNode[], store: Map<string, FoundArtifact>) =>
   Object.fromEntries(
-    (await decideActions([{ name: 'main', seed: 0, nodes: [...nodes] }], async () => store)).map(
+    (await decideActions([{ name: 'main', seed: 0, changes: {}, nodes: [...nodes] }], async () => store)).map(
       ({ id, action, reason }) => [id, { action, reason }],
     ),
   );
@@ -77,7 +77,7 @@ describe('reuse', () => {
   });
 
   test('without a stack nothing is known of artifacts', async () => {
-    const actions = await decideActions([{ name: 'main', seed: 0, nodes: await nodesOf(recipe) }], null);
+    const actions = await decideActions([{ name: 'main', seed: 0, changes: {}, nodes: await nodesOf(recipe) }], null);
     expect(new Set(actions.map(({ action, reason }) => `${action}: ${reason}`))).toEqual(
       new Set(['run: stack is down: reuse unknown']),
     );
