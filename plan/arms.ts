@@ -27,6 +27,8 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
     return { arms: [], problems: [problem('SIZE', at, `${size} arms; a spec has at most ${MAX_ARMS}`)] };
   }
   const points = sweep === undefined ? [] : pointsOf(sweep, problems);
+  if (sweep !== undefined && points.length === 0 && axesOf(sweep).length > 0)
+    problems.push(problem('EMPTY', sweep.at, '`exclude` leaves no combination of `matrix`'));
   const arms =
     points.length === 0
       ? named
@@ -38,6 +40,9 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
               assignments: [...arm.assignments, ...point.assignments],
             })),
           );
+  const repeated = arms.find(({ name }, at) => arms.findIndex((other) => other.name === name) !== at);
+  if (sweep !== undefined && repeated !== undefined)
+    problems.push(problem('DUP_KEY', sweep.at, `two arms would be called ${quoted(repeated.name)}`));
   return { arms, problems };
 }
 
@@ -127,6 +132,10 @@ function matches(point: readonly Assignment[], wanted: ReadonlyMap<string, unkno
   );
 }
 
+/** A name is part of ids and paths, and its parts are told apart by commas. */
+const NOT_IN_A_NAME = /[^\w.+-]+/g;
+const LONGEST_VALUE = 40;
+
 /** `seed=42`: the last step of the path where that tells it from the others, else all of it. */
 function pointName(point: readonly Assignment[], paths: readonly string[]): string {
   const last = (path: string): string => path.slice(path.lastIndexOf('.') + 1);
@@ -135,7 +144,8 @@ function pointName(point: readonly Assignment[], paths: readonly string[]): stri
       const whole = path.join('.');
       const isAmbiguous = paths.some((other) => other !== whole && last(other) === last(whole));
       const plain = toPlain(value);
-      return `${isAmbiguous ? whole : last(whole)}=${typeof plain === 'string' ? plain : JSON.stringify(plain)}`;
+      const text = typeof plain === 'string' ? plain : JSON.stringify(plain);
+      return `${isAmbiguous ? whole : last(whole)}=${text.replaceAll(NOT_IN_A_NAME, '_').slice(0, LONGEST_VALUE)}`;
     })
     .join(',');
 }

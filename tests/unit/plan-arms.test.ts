@@ -117,6 +117,18 @@ sweep: { matrix: { curriculum.stage1.seed: [1, 2], agent.max_turns: [3, 4] } }
   });
 });
 
+test.each([
+  ['matrix: { seed: [1, 2] }\n  exclude: [{ seed: 1 }, { seed: 2 }]', 'EMPTY 3:3'],
+  ['matrix: { seed: [1, 2] }\n  include: [{ seed: 1 }]', 'DUP_KEY 3:3'],
+])('a sweep of %j is refused: %s', async (sweep, expected) => {
+  expect(found(await planned(`sweep:\n  ${sweep}\n`))).toEqual([expected]);
+});
+
+test('values stand in names as far as they can', async () => {
+  const arms = await armsOf('sweep: { matrix: { agent.tools: [[search], [search, visit]] } }\n');
+  expect(Object.keys(arms)).toEqual(['tools=_search_', 'tools=_search_visit_']);
+});
+
 test('two specs that differ only in what an arm unsets are two runs', async () => {
   const run = async (change: string) =>
     (await planned(`ablations: { control: {}, other: ${change} }\n`)).plan?.run_key as string;
