@@ -192,7 +192,7 @@ function trajectoryOf(key: string, { task, turns, rendered, answer }: Shown, cop
       status: 'ok',
       latency_ms: 0, // not recorded: the same demonstrations must give the same file
       cached: false,
-      denied: 0, // the expert stops at a task whose pages are denied
+      denied: span.kind === 'observation' ? (turns[span.turn]?.denied ?? 0) : 0,
       weight_version: '',
     })),
     reward: { outcome: 1, turns: turns.map(() => null) },

@@ -17,6 +17,7 @@ import type { Plan, PlanArm } from '../schemas/plan.ts';
 
 /** One benchmark of one arm at one checkpoint. */
 interface Measured {
+  arm: string;
   /** Run and arm without its seed; arms that differ in their seed alone are one. */
   group: string;
   seed: string;
@@ -41,7 +42,7 @@ export interface Comparison {
   metric: string;
   control: string;
   rows: ComparedRow[];
-  /** Rows that were measured by another protocol than the control, and in what it differs. */
+  /** Arms that were measured by another protocol than the control, and in what it differs. */
   refused: { name: string; reason: string }[];
   /** Arms without a result. */
   missing: string[];
@@ -72,8 +73,9 @@ export async function compareRuns(
     for (const arm of plan.arms) {
       const { group, seed } = groupOf(arm, severalRuns ? id : null);
       const found = await readMeasured(store, arm, options.at);
-      if (found.length === 0) missing.push(severalRuns ? `${id}/${arm.name}` : arm.name);
-      measured.push(...found.map((one) => ({ ...one, group, seed, leaves: leavesOf(plan, arm) })));
+      const name = severalRuns ? `${id}/${arm.name}` : arm.name;
+      if (found.length === 0) missing.push(name);
+      measured.push(...found.map((one) => ({ ...one, arm: name, group, seed, leaves: leavesOf(plan, arm) })));
     }
   }
   const [, wanted, metric] = options.metric?.match(/^eval\/([^/]+)\/([^/]+)$/) ?? [];
@@ -125,7 +127,11 @@ async function readMeasured(
 
 function groupBy<T>(items: readonly T[], nameOf: (item: T) => string): Map<string, T[]> {
   const groups = new Map<string, T[]>();
-  for (const item of items) groups.set(nameOf(item), [...(groups.get(nameOf(item)) ?? []), item]);
+  for (const item of items) {
+    const group = groups.get(nameOf(item));
+    if (group) group.push(item);
+    else groups.set(nameOf(item), [item]);
+  }
   return groups;
 }
 
@@ -157,12 +163,12 @@ function compareBenchmark(
   if (base.body.results[metric] === undefined)
     throw new ExpError('METRIC_UNKNOWN', metric, `there are ${Object.keys(base.body.results).join(', ')}`);
 
-  const refused: Comparison['refused'] = [];
-  const kept = [...groups].filter(([name, members]) => {
-    const other = members.find(({ body }) => canonicalJson(body.protocol) !== canonicalJson(base.body.protocol));
-    if (other) refused.push({ name, reason: protocolDifference(base.body.protocol, other.body.protocol) });
-    return other === undefined;
-  });
+  const protocol = canonicalJson(base.body.protocol);
+  const isComparable = ({ body }: Measured): boolean => canonicalJson(body.protocol) === protocol;
+  const refused = measured
+    .filter((one) => !isComparable(one))
+    .map(({ arm, body }) => ({ name: arm, reason: protocolDifference(base.body.protocol, body.protocol) }));
+  const kept = [...groupBy(measured.filter(isComparable), ({ group }) => group)];
   const differing = differingLeaves(kept.map(([, members]) => (members[0] as Measured).leaves));
   const pooled = new Map(kept.map(([name, members]) => [name, poolSeeds(members.map((one) => valuesOf(one, metric)))]));
   const controlValues = pooled.get(control) as QuestionValues;

@@ -48,7 +48,10 @@ export const command: Command = {
 
 function show(comparison: Comparison, { csv, markdown }: { csv: boolean; markdown: boolean }, io: CommandIo): void {
   const { titles, rows } = tableOf(comparison);
-  if (csv) return void [titles, ...rows].forEach((cells) => void io.out(cells.map(csvCell).join(',')));
+  if (csv) {
+    for (const cells of [titles, ...rows]) io.out(cells.map(csvCell).join(','));
+    return;
+  }
   const { benchmark, metric, control, refused, missing } = comparison;
   const questions = comparison.rows.find(({ paired }) => paired !== null)?.paired?.questions;
   const heading = `${benchmark}, ${metric.replace('_at_', '@')} in per cent, against ${control}${questions === undefined ? '' : ` on ${questions} questions`}`;

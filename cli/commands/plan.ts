@@ -126,14 +126,13 @@ export function planToJson({ run_key, name, arms }: Plan, actions: readonly Node
 /** Every distinct node once, in the order in which arms need them. */
 export function showPlan({ name, profile, arms }: Plan, actions: readonly NodeAction[], io: CommandIo): void {
   const members = arms.flatMap((arm) => arm.nodes.map((node) => ({ node, arm })));
-  const rows = new Map<string, { node: PlanNode; cells: string[]; arms: string[] }>();
+  const rows = new Map<string, { cells: string[]; arms: string[] }>();
   for (const [index, { node, arm }] of members.entries()) {
     const known = rows.get(node.key);
     const { action = 'run', reason = '' } = actions[index] ?? {};
     if (known) known.arms.push(arm.name);
     else
       rows.set(node.key, {
-        node,
         cells: [node.id, node.kind, keyText(node), action, estimateText(node, arm.nodes), reason],
         arms: [arm.name],
       });

@@ -39,7 +39,8 @@ export interface DemonstrationTurn {
   action: string;
   tool: string;
   observation: string | null;
-  latency_ms: number;
+  /** Pages the leak guard held back. */
+  denied: number;
 }
 
 export type Demonstration =
@@ -234,13 +235,13 @@ class Session {
       searchResults: agent.search_results,
       denyUrls: this.#task.deny_urls,
     });
-    this.turns.push({ action, tool: call.tool, observation: result.text, latency_ms: result.latency_ms });
+    this.turns.push({ action, tool: call.tool, observation: result.text, denied: result.denied });
     return result.text;
   }
 
   answer(thought: string, answer: string): void {
     const action = this.#action(thought, `<answer>${answer}</answer>`, this.#options.agent.max_turns);
-    this.turns.push({ action, tool: 'answer', observation: null, latency_ms: 0 });
+    this.turns.push({ action, tool: 'answer', observation: null, denied: 0 });
   }
 
   #action(thought: string, body: string, maxTurns: number): string {

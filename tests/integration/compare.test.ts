@@ -111,6 +111,20 @@ test('what was measured by another protocol shares no column with the control, a
   expect(comparison?.refused).toEqual([{ name: 'patient', reason: 'agent.max_turns is 9, not 3' }]);
 });
 
+test('seeds that were asked other questions than the control are left out one by one, the control stays', async () => {
+  const run = runOf('r', {
+    'control,seed=1': { keys: { stage1: await publish([2, 0]) } },
+    'control,seed=2': { keys: { stage1: await publish([2, 2], { max_turns: 9 }) } },
+    'hot,seed=1': { keys: { stage1: await publish([2, 1]) } },
+  });
+  const [comparison] = await compareRuns(stack.store, [run], { at: 'last' });
+  expect(comparison?.rows.map(({ name, seeds }) => [name, seeds])).toEqual([
+    ['control', ['seed=1']],
+    ['hot', ['seed=1']],
+  ]);
+  expect(comparison?.refused.map(({ name }) => name)).toEqual(['control,seed=2']);
+});
+
 test('several runs are told apart by the leaves of their specs; --at chooses the checkpoint', async () => {
   const base = await publish([0, 0], { after: 'base' });
   const runs = [
