@@ -93,9 +93,9 @@ async function until<T>(what: string, look: () => Promise<T | undefined | false>
   throw new Error(`${what}: not seen within ${seconds} s`);
 }
 
-/** Kill the process of a service with SIGKILL, without a word. */
+/** Kill a service with SIGKILL, without a word: its leader, for its helpers may have lower pids where pids wrap around. */
 function killService(service: string): void {
-  const leader = stackProcesses(home).find((found) => found.service === service);
+  const leader = stackProcesses(home).find((found) => found.service === service && found.pid === found.group);
   if (leader === undefined) throw new Error(`no process of ${service}`);
   process.kill(leader.pid, 'SIGKILL');
 }
