@@ -169,7 +169,7 @@ async function importFrom(
   const dropped: Record<string, number> = {};
   for await (const { at, row, error } of source.kind === 'parquet' ? parquetRows(path) : jsonRows(path)) {
     moved();
-    const task = error ?? taskOfRow(row, source.fields, name);
+    const task = error ?? taskOfRow(row, source, name);
     if (typeof task === 'string') {
       rows.reject(at, task);
       continue;
@@ -178,7 +178,7 @@ async function importFrom(
     if (byQuestion.has(task.question)) dropped.repeated_question = (dropped.repeated_question ?? 0) + 1;
     else byQuestion.set(task.question, task);
   }
-  rows.check();
+  rows.check(node.unkeyed.expect?.[name]);
   if (rows.bad > 0) dropped.bad_row = rows.bad;
   const tasks = splitTasks([...byQuestion.values()], {
     splits: node.parameters.splits,

@@ -104,7 +104,9 @@ export function agentOf(run: RunReference | null): { agent: AgentParameters; con
     observation_tokens: 256,
     search_results: 5,
     context_management: 'none',
+    terminate_on_answer: true,
     deny_urls: 'none',
+    faults: null,
   };
   return { agent, contextLength: 2048 };
 }

@@ -39,6 +39,16 @@ export async function openStack(profile: Profile): Promise<Stack | null> {
   return connectStack(addresses);
 }
 
+/** For verbs that only ask what exists: a plan can be made where a secret of the services is not known. */
+export async function openStackToAsk(profile: Profile): Promise<Stack | null> {
+  try {
+    return await openStack(profile);
+  } catch (error) {
+    if (error instanceof ExpError && error.code === 'SECRET_MISSING') return null;
+    throw error;
+  }
+}
+
 /** Open services by address; null when PostgreSQL does not answer. */
 export async function connectStack(addresses: Connections): Promise<Stack | null> {
   const { default: pg } = await import('pg');

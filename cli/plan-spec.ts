@@ -17,6 +17,8 @@ export interface SpecRequest {
   overlays?: readonly string[];
   label?: string | undefined;
   env: NodeJS.ProcessEnv;
+  /** Ask the services for what `reuse` names; without it, that is unknown. */
+  lookUp?: boolean;
 }
 
 export const profilesDir = (): string => join(repoRoot(), 'profiles');
@@ -32,6 +34,9 @@ export async function planSpec(request: SpecRequest): Promise<LoadedPlan & { pro
     profilesDir: profilesDir(),
     repoRoot: repoRoot(),
     pythonLock: PYTHON_LOCK,
+    findStage: request.lookUp
+      ? async (...asked) => (await import('./find-stage.ts')).findStage(profile, ...asked)
+      : undefined,
   });
   return { ...loaded, profile };
 }

@@ -29,21 +29,34 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
   const points = sweep === undefined ? [] : pointsOf(sweep, problems);
   if (sweep !== undefined && points.length === 0 && axesOf(sweep).length > 0)
     problems.push(problem('EMPTY', sweep.at, '`exclude` leaves no combination of `matrix`'));
+  const paths = [...new Set(points.flat().map(({ path }) => path.join('.')))];
+  const nameOf = (point: Point): string => pointName(point, paths);
   const arms =
     points.length === 0
       ? named
       : named.length === 0
-        ? points
-        : named.flatMap((arm) =>
-            points.map((point) => ({
-              name: `${arm.name},${point.name}`,
-              assignments: [...arm.assignments, ...point.assignments],
-            })),
-          );
-  const repeated = arms.find(({ name }, at) => arms.findIndex((other) => other.name === name) !== at);
+        ? points.map((point) => ({ name: nameOf(point), assignments: point }))
+        : named.flatMap((arm) => crossed(arm, points, nameOf));
+  const names = new Set<string>();
+  const repeated = arms.find(({ name }) => names.size === names.add(name).size);
   if (sweep !== undefined && repeated !== undefined)
     problems.push(problem('DUP_KEY', sweep.at, `two arms would be called ${quoted(repeated.name)}`));
   return { arms, problems };
+}
+
+/** An ablation at every point of the sweep. A value for what the ablation removes says nothing: such points are one. */
+function crossed(arm: ArmDraft, points: readonly Point[], nameOf: (point: Point) => string): ArmDraft[] {
+  const removed = arm.assignments.filter(({ mode }) => mode === 'remove').map(({ path }) => `${path.join('.')}.`);
+  const crossings = points.map((point) => {
+    const kept = point.filter(({ path }) => !removed.some((part) => `${path.join('.')}.`.startsWith(part)));
+    const name = kept.length === 0 ? arm.name : `${arm.name},${nameOf(kept)}`;
+    return { name, assignments: [...arm.assignments, ...kept], isWhole: kept.length === point.length };
+  });
+  const seen = new Set<string>();
+  return crossings.flatMap(({ name, assignments, isWhole }) => {
+    const isNew = seen.size < seen.add(name).size;
+    return isWhole || isNew ? [{ name, assignments }] : [];
+  });
 }
 
 /** What an arm changes, as data. */
@@ -104,7 +117,9 @@ function sizeOf(sweep: Located): number {
   return axesOf(sweep).reduce((size, { values }) => size * values.length, 1) + listed(sweep, 'include').length;
 }
 
-function pointsOf(sweep: Located, problems: Problem[]): ArmDraft[] {
+type Point = Assignment[];
+
+function pointsOf(sweep: Located, problems: Problem[]): Point[] {
   const axes = axesOf(sweep).filter(({ path, key }) => isPath(path, key, problems));
   const excluded = listed(sweep, 'exclude').map(plainPoint);
   const grid = axes
@@ -117,9 +132,7 @@ function pointsOf(sweep: Located, problems: Problem[]): ArmDraft[] {
     )
     .filter((point) => point.length > 0 && !excluded.some((wanted) => matches(point, wanted)));
   const included = listed(sweep, 'include').map((point) => assignmentsOf(point, problems));
-  const points = [...grid, ...included];
-  const paths = new Set(points.flat().map(({ path }) => path.join('.')));
-  return points.map((assignments) => ({ name: pointName(assignments, [...paths]), assignments }));
+  return [...grid, ...included];
 }
 
 const plainPoint = (point: LocatedMap): Map<string, unknown> =>
@@ -137,7 +150,7 @@ const NOT_IN_A_NAME = /[^\w.+-]+/g;
 const LONGEST_VALUE = 40;
 
 /** `seed=42`: the last step of the path where that tells it from the others, else all of it. */
-function pointName(point: readonly Assignment[], paths: readonly string[]): string {
+function pointName(point: Point, paths: readonly string[]): string {
   const last = (path: string): string => path.slice(path.lastIndexOf('.') + 1);
   return point
     .map(({ path, value }) => {

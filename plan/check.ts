@@ -1,8 +1,27 @@
 /** What a spec must mean, checked before anything runs. Shape and types are checked before. */
 import type { Benchmark, Experiment, Stage } from '../schemas/experiment.ts';
-import { type Located, type Path, placeAt } from './located.ts';
+import {
+  checkAfter,
+  checkBenchmarkNames,
+  checkCompare,
+  checkDatasets,
+  checkEvaluation,
+  checkReferences,
+} from './check-benchmarks.ts';
+import { keyPlaceAt, type Located, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
-import { agentOf, benchmarkAgent, benchmarkContext, measuredAfter, parentOf, splitOf, trains } from './stages.ts';
+import {
+  agentOf,
+  benchmarkAgent,
+  benchmarkContext,
+  datasetOf,
+  type Protocol,
+  parentOf,
+  protocolsOf,
+  splitOf,
+  stageNamed,
+  trains,
+} from './stages.ts';
 
 const TOOLS = ['search', 'visit'];
 /** System prompt with two tools and a long question: 170 tokens of SmolLM2's vocabulary, rounded up. */
@@ -24,11 +43,13 @@ export interface KnownLimits {
   embedderTokens: number | null;
 }
 
-type Report = (code: string, path: Path, message: string, hint?: string) => void;
-interface Check {
+export type Report = (code: string, path: Path, message: string, hint?: string) => void;
+export interface Check {
   experiment: Experiment;
   limits: KnownLimits;
   report: Report;
+  /** Points at the key of a path, not at its value. */
+  reportKey: Report;
   warn: Report;
 }
 
@@ -39,23 +60,36 @@ interface Check {
 export function checkSpec(experiment: Experiment, root: Located, limits: KnownLimits, isValid: boolean): CheckFindings {
   const found: CheckFindings = { problems: [], warnings: [] };
   const into =
-    (list: Problem[]): Report =>
+    (list: Problem[], placeOf: typeof placeAt): Report =>
     (code, path, message, hint) =>
-      void list.push(problem(code, placeAt(root, path), message, hint));
-  const check: Check = { experiment, limits, report: into(found.problems), warn: into(found.warnings) };
+      void list.push(problem(code, placeOf(root, path), message, hint));
+  const check: Check = {
+    experiment,
+    limits,
+    report: into(found.problems, placeAt),
+    reportKey: into(found.problems, keyPlaceAt),
+    warn: into(found.warnings, placeAt),
+  };
   for (const run of [
     checkParents,
     checkCycles,
     checkSplits,
-    checkAfter,
     checkTools,
     checkShares,
-    checkNames,
+    checkBenchmarkNames,
+    checkAfter,
+    checkDatasets,
+    checkEvaluation,
+    checkReferences,
+    checkCompare,
     checkGroups,
+    checkBuckets,
+    checkAlgorithm,
     checkContext,
     checkIndex,
     checkDemonstrations,
     checkJudge,
+    checkReuse,
   ]) {
     try {
       run(check);
@@ -125,48 +159,45 @@ function checkSplits({ experiment, report, warn }: Check): void {
       'curriculum',
       name,
     ]);
-    if (trains(stage)) trained.add(splitOf(stage));
-  }
-  for (const [name, { dataset }] of benchmarksOf(experiment)) {
-    const path = ['benchmarks', name, 'dataset', 'split'];
-    known(dataset.split, path, path);
-    if (trained.has(dataset.split))
-      warn('TRAINED_ON', path, `${quoted(name)} measures the split ${quoted(dataset.split)}, which is trained on`);
-  }
-}
-
-function checkAfter({ experiment, report }: Check): void {
-  for (const [name, benchmark] of benchmarksOf(experiment)) {
-    for (const after of measuredAfter(experiment, benchmark)) {
-      if (after === 'base' || trains(experiment.curriculum[after])) continue;
-      const choices = [
-        'base',
-        'last',
-        ...stagesOf(experiment)
-          .filter(([, stage]) => trains(stage))
-          .map(([stage]) => stage),
-      ];
-      const why =
-        experiment.curriculum[after] === undefined
-          ? `there is no stage ${quoted(after)}`
-          : `the stage ${quoted(after)} makes no weights`;
-      const index = Array.isArray(benchmark.after) ? [benchmark.after.indexOf(after)] : [];
+    const source = stage.tasks?.source;
+    const sources = Object.keys(experiment.tasks.sources);
+    if (source !== undefined && !sources.includes(source))
       report(
         'REF',
-        ['benchmarks', name, 'after', ...index],
-        why,
-        didYouMean(after, choices) ?? `there are ${choices.join(', ')}`,
+        ['curriculum', name, 'tasks', 'source'],
+        `there is no source ${quoted(source)}`,
+        didYouMean(source, sources) ?? `there are ${sources.join(', ')}`,
       );
-    }
+    if (trains(stage)) trained.add(splitOf(stage));
+  }
+  for (const [name, benchmark] of benchmarksOf(experiment)) {
+    const { split } = datasetOf(benchmark);
+    if (split === undefined) continue;
+    const path = ['benchmarks', name, 'dataset', 'split'];
+    known(split, path, path);
+    if (trained.has(split))
+      warn('TRAINED_ON', path, `${quoted(name)} measures the split ${quoted(split)}, which is trained on`);
   }
 }
 
+type ToolList = [where: Path, tools: readonly string[] | undefined];
+
 function checkTools({ experiment, report }: Check): void {
-  const places: [Path, readonly string[] | undefined][] = [
+  const places: ToolList[] = [
     [['agent', 'tools'], experiment.agent.tools],
-    ...stagesOf(experiment).map(([name, stage]): [Path, readonly string[] | undefined] => [
-      ['curriculum', name, 'agent', 'tools'],
-      stage.agent?.tools,
+    ...stagesOf(experiment).flatMap(([name, stage]): ToolList[] => [
+      [['curriculum', name, 'agent', 'tools'], stage.agent?.tools],
+      ...(stage.kind === 'sft'
+        ? [[['curriculum', name, 'trajectories', 'clean', 'tools'], stage.trajectories.clean?.tools] satisfies ToolList]
+        : []),
+      ...(stage.kind === 'rl'
+        ? [
+            [
+              ['curriculum', name, 'algorithm', 'information_gain', 'scope'],
+              stage.algorithm.information_gain?.scope,
+            ] satisfies ToolList,
+          ]
+        : []),
     ]),
   ];
   for (const [path, tools] of places) {
@@ -193,23 +224,15 @@ function checkShares({ experiment: { tasks }, report, warn }: Check): void {
     if (Math.abs(sum - 1) > SUM_TOLERANCE)
       report('RANGE', ['tasks', field], `the shares of \`tasks.${field}\` sum to ${Number(sum.toFixed(6))}, not 1`);
   }
-  if (tasks.mix && !Object.values(tasks.sources).some(({ kind }) => kind === 'generated')) {
+  const knowsCapabilities = Object.values(tasks.sources).some(
+    (source) => source.kind === 'generated' || source.capability !== undefined,
+  );
+  if (tasks.mix && !knowsCapabilities) {
     warn(
       'NO_EFFECT',
       ['tasks', 'mix'],
-      '`tasks.mix` is about generated questions, and there is no source of kind generated',
+      '`tasks.mix` is about capabilities, and no source is generated or says how they are found',
     );
-  }
-}
-
-function checkNames({ experiment, report }: Check): void {
-  for (const [name] of benchmarksOf(experiment)) {
-    if (name in experiment.curriculum)
-      report(
-        'NAME',
-        ['benchmarks', name],
-        `${quoted(name)} is the name of a stage too; the plan could not tell them apart`,
-      );
   }
 }
 
@@ -242,6 +265,43 @@ function checkGroups({ experiment, report }: Check): void {
         );
     }
     if (stage.kind === 'sft') checkBands(stage, at, report);
+  }
+}
+
+function checkBuckets({ experiment, report }: Check): void {
+  for (const [name, stage] of stagesOf(experiment)) {
+    const buckets = stage.kind === 'sft' ? undefined : stage.difficulty?.buckets;
+    if (buckets === undefined) continue;
+    const { edges, weights } = buckets;
+    const at = (...rest: Path): Path => ['curriculum', name, 'difficulty', 'buckets', ...rest];
+    for (const [index, edge] of edges.entries()) {
+      const before = edges[index - 1] ?? 0;
+      if (edge <= before) report('RANGE', at('edges', index), `edges rise; ${edge} comes after ${before}`);
+    }
+    if (weights !== undefined && weights.length !== edges.length + 1)
+      report('RANGE', at('weights'), `${edges.length} edges make ${edges.length + 1} buckets, not ${weights.length}`);
+  }
+}
+
+/** Settings of another algorithm than the one that is named would be read over. */
+function checkAlgorithm({ experiment, report, warn }: Check): void {
+  for (const [name, stage] of stagesOf(experiment)) {
+    if (stage.kind !== 'rl') continue;
+    const { algorithm } = stage;
+    const at = (...rest: Path): Path => ['curriculum', name, 'algorithm', ...rest];
+    for (const field of ['preset', 'gamma', 'information_gain'] as const) {
+      if (algorithm[field] !== undefined && algorithm.name !== 'igpo')
+        warn('NO_EFFECT', at(field), `\`${field}\` is about igpo, and the algorithm is ${algorithm.name}`);
+    }
+    const reference = algorithm.kl ? algorithm.kl.reference : undefined;
+    const other = reference === undefined ? null : stageNamed(reference);
+    if (other !== null && !trains(experiment.curriculum[other]))
+      report(
+        'REF',
+        at('kl', 'reference'),
+        `there are no weights of a stage ${quoted(other)}`,
+        didYouMean(other, Object.keys(experiment.curriculum)),
+      );
   }
 }
 
@@ -292,6 +352,7 @@ function checkContext({ experiment, limits, report, warn }: Check): void {
     }
   }
   for (const [name, benchmark] of benchmarksOf(experiment)) {
+    const [, protocol] = protocolsOf(name, benchmark)[0] as [string, Protocol];
     const context = benchmarkContext(experiment, benchmark);
     if (context === null)
       report(
@@ -302,7 +363,7 @@ function checkContext({ experiment, limits, report, warn }: Check): void {
     else
       check(
         context,
-        benchmarkAgent(experiment, benchmark),
+        benchmarkAgent(experiment, protocol),
         ['benchmarks', name, ...(benchmark.context_length === undefined ? [] : ['context_length'])],
         benchmark.context_length !== undefined,
       );
@@ -339,6 +400,20 @@ function checkDemonstrations({ experiment, report }: Check): void {
       );
     if (stage.trajectories.count === undefined)
       report('REQUIRED', path, `\`${path.join('.')}.count\` is missing: how many demonstrations`);
+  }
+}
+
+/** Only weights are taken from a run. */
+function checkReuse({ experiment: { reuse = {}, curriculum }, reportKey }: Check): void {
+  for (const path of Object.keys(reuse)) {
+    const stage = path.slice('stages.'.length);
+    if (!trains(curriculum[stage]))
+      reportKey(
+        'REF',
+        ['reuse', path],
+        `there are no weights of a stage ${quoted(stage)}`,
+        didYouMean(stage, Object.keys(curriculum)),
+      );
   }
 }
 

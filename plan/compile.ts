@@ -5,26 +5,58 @@ import type { Benchmark, Experiment, Stage } from '../schemas/experiment.ts';
 import {
   type AdapterParameters,
   type AgentParameters,
+  type AlgorithmParameters,
+  type BenchmarkParameters,
   type CorpusParameters,
   type NodeParameters,
   type PolicyParameters,
   type RewardParameters,
+  type RlParameters,
+  type TaskSource,
   type TasksParameters,
   UNKNOWN_DIGEST,
   type Unkeyed,
 } from '../schemas/node-parameters.ts';
 import type { NodeKind, PlanNode } from '../schemas/plan.ts';
+import { TASK_COLUMNS } from '../schemas/task.ts';
 import { KIND_VERSIONS } from './kind-versions.ts';
 import type { InputFiles } from './spec-inputs.ts';
 import type { ResolvedNames } from './spec-names.ts';
-import { agentOf, benchmarkAgent, benchmarkContext, measuredAfter, parentOf, splitOf, trains } from './stages.ts';
+import {
+  agentOf,
+  allProtocols,
+  ancestorsOf,
+  benchmarkAgent,
+  benchmarkContext,
+  datasetOf,
+  measuredAfter,
+  type Protocol,
+  parentOf,
+  splitOf,
+  stageNamed,
+  tasksNode,
+  trains,
+} from './stages.ts';
 
 const STOCHASTIC: readonly NodeKind[] = ['tasks', 'trajectories', 'profile', 'sft', 'rl', 'benchmark'];
+
+/** The only split of a dataset of the profile. */
+const WHOLE_DATASET = 'all';
+/** Stands for the base policy where a stage could. */
+const BASE = 'base';
 
 export interface CompileInput {
   experiment: Experiment;
   names: ResolvedNames;
   inputs: ReadonlyMap<string, InputFiles>;
+  /** Stages that `reuse` takes from a run, as that run's plan has them; null where the run is not known. */
+  reused?: ReadonlyMap<string, ReusedStage | null>;
+}
+
+/** A node of an earlier run that stands for a stage of this spec. */
+export interface ReusedStage {
+  run: string;
+  node: PlanNode;
 }
 
 type StageOf<K extends Stage['kind']> = Extract<Stage, { kind: K }>;
@@ -58,8 +90,10 @@ class Compiler {
   readonly #spec: Experiment;
   readonly #names: ResolvedNames;
   readonly #inputs: ReadonlyMap<string, InputFiles>;
+  readonly #reused: ReadonlyMap<string, ReusedStage | null>;
 
-  constructor({ experiment, names, inputs }: CompileInput) {
+  constructor({ experiment, names, inputs, reused = new Map() }: CompileInput) {
+    this.#reused = reused;
     this.#spec = experiment;
     this.#names = names;
     this.#inputs = inputs;
@@ -68,11 +102,12 @@ class Compiler {
   compile(): void {
     this.#corpus();
     this.#index();
-    this.#tasks();
-    for (const name of Object.keys(this.#spec.curriculum)) this.#stage(name);
-    const benchmarks = Object.entries(this.#spec.benchmarks).flatMap(([name, benchmark]) =>
-      measuredAfter(this.#spec, benchmark).map((after) => this.#benchmark(name, benchmark, after)),
+    const above = new Set([...this.#reused.keys()].flatMap((name) => ancestorsOf(this.#spec, name)));
+    for (const name of Object.keys(this.#spec.curriculum)) if (!above.has(name)) this.#stage(name);
+    const benchmarks = allProtocols(this.#spec).flatMap(([name, protocol]) =>
+      measuredAfter(this.#spec, protocol).map((after) => this.#benchmark(name, protocol, after)),
     );
+    if (!this.nodes.some(({ kind }) => kind === 'tasks')) this.#tasks(undefined);
     const sorted = [...benchmarks].sort();
     this.#add({ id: 'report', kind: 'report', inputs: sorted, parameters: { benchmarks: sorted } });
   }
@@ -119,6 +154,10 @@ class Compiler {
     return id;
   }
 
+  #has(id: string): boolean {
+    return this.nodes.some((node) => node.id === id);
+  }
+
   #node(id: string): PlanNode {
     const found = this.nodes.find((node) => node.id === id);
     if (!found) throw new Error(`node ${id} is read before it is made`);
@@ -143,20 +182,31 @@ class Compiler {
             ? null
             : { ...index.chunk, tokenizer: { model: embedder.model, sha256: embedder.sha256 } },
       },
-      ...this.#filesOf('corpus.sources', names),
+      ...this.#filesOf('corpus.sources', corpus.sources),
       needs: corpus.limit?.chunks === undefined ? [] : [{ name: embedder.model, sha256: embedder.sha256 }],
     });
   }
 
   /** Digests and absolute paths of the sources that read files. */
-  #filesOf(section: string, names: readonly string[]): { files: PlanNode['files']; unkeyed: Unkeyed } {
+  #filesOf(
+    section: string,
+    sources: Record<string, object>,
+    names = Object.keys(sources).sort(),
+  ): { files: PlanNode['files']; unkeyed: Unkeyed } {
+    const expected = names.flatMap((name) => {
+      const { expect } = sources[name] as { expect?: { records: number } };
+      return expect === undefined ? [] : [[name, expect.records] as const];
+    });
     const found = names.flatMap((name) => {
       const input = this.#inputs.get(`${section}.${name}`);
       return input === undefined ? [] : [{ name, input }];
     });
     return {
       files: found.flatMap(({ input }) => input.files),
-      unkeyed: { paths: Object.fromEntries(found.map(({ name, input }) => [name, input.absolute])) },
+      unkeyed: {
+        paths: Object.fromEntries(found.map(({ name, input }) => [name, input.absolute])),
+        ...(expected.length > 0 && { expect: Object.fromEntries(expected) }),
+      },
     };
   }
 
@@ -178,16 +228,22 @@ class Compiler {
     });
   }
 
-  #tasks(): void {
+  /** The tasks of one source, or of all: a stage that names its source is not touched by the others. */
+  #tasks(source: string | undefined): string {
     const { tasks, seed } = this.#spec;
-    const names = Object.keys(tasks.sources).sort();
-    const isGenerated = Object.values(tasks.sources).some(({ kind }) => kind === 'generated');
+    const id = tasksNode(this.#spec, source);
+    if (this.#has(id)) return id;
+    const names = id === 'tasks' ? Object.keys(tasks.sources).sort() : [source as string];
+    const isGenerated = names.some((name) => tasks.sources[name]?.kind === 'generated');
     const sources = names.map((name) => {
-      const source = tasks.sources[name] as Experiment['tasks']['sources'][string];
-      return [name, { ...withoutPath(source), seed: source.seed ?? derivedSeed(seed, `tasks.${name}`) }];
+      const written = tasks.sources[name] as Experiment['tasks']['sources'][string];
+      const own = written.kind === 'generated' ? {} : { capability: written.capability ?? null };
+      return [name, { ...withoutPath(written), ...own, seed: written.seed ?? derivedSeed(seed, `tasks.${name}`) }];
     });
-    this.#add({
-      id: 'tasks',
+    const found = this.#filesOf('tasks.sources', tasks.sources, names);
+    const sets = this.#benchmarkSets();
+    return this.#add({
+      id,
       kind: 'tasks',
       inputs: isGenerated ? ['corpus'] : [],
       parameters: {
@@ -195,35 +251,107 @@ class Compiler {
         mix: isGenerated && tasks.mix ? (tasks.mix as Record<string, number>) : null,
         splits: tasks.splits,
         limit: tasks.limit ?? null,
+        decontaminate: sets.parameters,
       },
-      ...this.#filesOf('tasks.sources', names),
+      files: [...found.files, ...sets.files],
+      unkeyed: { ...found.unkeyed, paths: { ...found.unkeyed.paths, ...sets.paths } },
       seed: tasks.seed,
+    });
+  }
+
+  /** What training tasks may not overlap with. */
+  #benchmarkSets(): {
+    parameters: TasksParameters['decontaminate'];
+    files: PlanNode['files'];
+    paths: Record<string, string>;
+  } {
+    const { decontaminate, curriculum } = this.#spec;
+    if (decontaminate === undefined) return { parameters: null, files: [], paths: {} };
+    const against = [...decontaminate.against].sort();
+    const trained = Object.values(curriculum).filter(trains).map(splitOf);
+    const inputs = against.map((name) => this.#inputs.get(`datasets.${name}`) as InputFiles);
+    return {
+      parameters: { against, method: decontaminate.method, n: decontaminate.n, splits: [...new Set(trained)].sort() },
+      files: inputs.flatMap(({ files }) => files),
+      paths: Object.fromEntries(against.map((name, index) => [`against.${name}`, inputs[index]?.absolute as string])),
+    };
+  }
+
+  /** The questions of a dataset of the profile: the same for every seed and every experiment. */
+  #dataset(name: string): string {
+    const id = `dataset.${name}`;
+    if (this.#has(id)) return id;
+    const entry = this.#names.datasets.get(name);
+    const { files, absolute } = this.#inputs.get(`datasets.${name}`) as InputFiles;
+    const source: TaskSource = {
+      kind: entry?.format === 'parquet' ? 'parquet' : 'jsonl',
+      format: 'columns',
+      fields: { ...TASK_COLUMNS, ...entry?.fields },
+      limit: null,
+      seed: 0,
+      capability: null,
+      licence: entry?.licence ?? 'unknown',
+      provenance: `dataset ${name} of the profile`,
+    };
+    return this.#add({
+      id,
+      kind: 'tasks',
+      inputs: [],
+      parameters: {
+        sources: { [name]: source },
+        mix: null,
+        splits: { [WHOLE_DATASET]: 1 },
+        limit: null,
+        decontaminate: null,
+      },
+      files,
+      unkeyed: { paths: { [name]: absolute }, ...(entry?.records && { expect: { [name]: entry.records } }) },
+      seed: 0,
     });
   }
 
   /** The nodes of a stage, after those of the stage it starts from. */
   #stage(name: string): void {
-    if (this.nodes.some(({ id }) => id === name)) return;
+    if (this.#has(name)) return;
     const stage = this.#spec.curriculum[name] as Stage;
-    const parent = parentOf(stage);
+    const parent = this.#reused.has(name) ? null : parentOf(stage);
     if (parent !== null) this.#stage(parent);
     const start = parent === null ? [] : [parent];
-    if (stage.kind === 'sft') this.#sft(name, stage, start);
+    if (this.#reused.has(name)) this.#reuse(name, stage.kind);
+    else if (stage.kind === 'sft') this.#sft(name, stage, start);
     else if (stage.kind === 'rl') this.#rl(name, stage, start);
     else this.#profile(name, stage, stage.sampling, start);
   }
 
+  /** What an earlier run made stands here under its own key; what that was made from is not asked again. */
+  #reuse(name: string, kind: NodeKind): void {
+    const found = this.#reused.get(name);
+    const unknown = [`the run of reuse.stages.${name}`];
+    const stand = found?.node ?? {
+      kind,
+      kind_version: KIND_VERSIONS[kind],
+      key: contentKey({ reuse: name, unknown: true }),
+      parameters: {},
+      files: [],
+      seed: null,
+    };
+    const unkeyed: Unkeyed = found ? { reused_from: found.run } : { reused_from: 'unknown', unknown };
+    this.nodes.push({ ...stand, id: name, inputs: [], unkeyed: { ...unkeyed } });
+  }
+
   #sft(name: string, stage: StageOf<'sft'>, start: string[]): void {
     const { trajectories } = stage;
+    const agent = agentOf(this.#spec, stage);
     const { policy } = this.#names;
     const isImport = trajectories.source !== 'demonstrations';
     const imported = this.#inputs.get(`curriculum.${name}.trajectories.source`);
     const source = this.#add({
       id: `${name}.trajectories`,
       kind: 'trajectories',
-      inputs: isImport ? [] : ['tasks', 'index'],
+      inputs: isImport ? [] : [this.#tasks(stage.tasks?.source), 'index'],
       parameters: {
         source: isImport ? 'import' : 'demonstrations',
+        format: trajectories.format ?? null,
         count: trajectories.count ?? null,
         resample: trajectories.resample
           ? {
@@ -231,13 +359,21 @@ class Compiler {
               bands: trajectories.resample.bands.map(({ up_to, weight }) => ({ up_to: up_to ?? null, weight })),
             }
           : null,
-        clean: trajectories.clean ?? null,
-        agent: this.#agent(agentOf(this.#spec, stage)),
+        clean: trajectories.clean
+          ? { ...trajectories.clean, tools: [...(trajectories.clean.tools ?? agent.tools)].sort() }
+          : null,
+        agent: this.#agent(agent),
         context_length: stage.context_length,
         model: { name: policy.model, sha256: policy.sha256 },
         split: splitOf(stage),
       },
-      ...(imported && { files: imported.files, unkeyed: { paths: { trajectories: imported.absolute } } }),
+      ...(imported && {
+        files: imported.files,
+        unkeyed: {
+          paths: { trajectories: imported.absolute },
+          ...(trajectories.expect && { expect: { trajectories: trajectories.expect.records } }),
+        },
+      }),
       seed: stage.seed,
       needs: [this.#policyNeed()],
     });
@@ -268,12 +404,13 @@ class Compiler {
     return this.#add({
       id,
       kind: 'profile',
-      inputs: ['tasks', 'index', ...start],
+      inputs: [this.#tasks(stage.tasks?.source), 'index', ...start],
       parameters: {
         tasks: difficulty.tasks ?? null,
         split: splitOf(stage),
         rollouts: difficulty.rollouts,
         keep: difficulty.keep,
+        buckets: difficulty.buckets ? { ...difficulty.buckets, weights: difficulty.buckets.weights ?? null } : null,
         agent: this.#agent(agentOf(this.#spec, stage)),
         context_length: stage.context_length,
         sampling: { temperature: sampling.temperature, top_p: sampling.top_p },
@@ -286,26 +423,30 @@ class Compiler {
   }
 
   #rl(name: string, stage: StageOf<'rl'>, start: string[]): void {
-    const { algorithm, rollout, optimizer, until } = stage;
+    const { rollout, optimizer, until } = stage;
     const profiled = stage.difficulty ? [this.#profile(`${name}.profile`, stage, rollout, start)] : [];
+    const evaluated = stage.evaluate && this.#evaluation(stage.evaluate);
+    const reference = this.#klReference(stage);
     this.#add({
       id: name,
       kind: 'rl',
-      inputs: [...profiled, 'tasks', 'index', ...start],
+      inputs: [
+        ...new Set([
+          ...profiled,
+          this.#tasks(stage.tasks?.source),
+          'index',
+          ...start,
+          ...(evaluated?.inputs ?? []),
+          ...(reference === null || reference === BASE ? [] : [reference]),
+        ]),
+      ],
       parameters: {
-        algorithm: {
-          name: algorithm.name,
-          clip: { low: algorithm.clip.low, high: algorithm.clip.high, dual: algorithm.clip.dual ?? null },
-          kl: algorithm.kl === undefined || algorithm.kl === 0 ? null : algorithm.kl,
-          loss: algorithm.loss,
-          importance: algorithm.importance
-            ? { ...algorithm.importance, veto: algorithm.importance.veto ?? null }
-            : null,
-          normalize_std: algorithm.normalize_std,
-        },
-        rollout,
+        algorithm: algorithmParameters(stage, reference),
+        rollout: { ...rollout, cutoff: rollout.cutoff ?? null },
         optimizer: { ...optimizer, minibatch: optimizer.minibatch ?? rollout.prompts_per_step },
-        until: { steps: until.steps ?? null, epochs: until.epochs ?? null },
+        until: { steps: until.steps ?? null, epochs: until.epochs ?? null, plateau: until.plateau ?? null },
+        evaluate: evaluated?.parameters ?? null,
+        refresh_every: stage.difficulty?.refresh_every ?? null,
         keep: stage.difficulty?.keep ?? null,
         agent: this.#agent(agentOf(this.#spec, stage)),
         context_length: stage.context_length,
@@ -315,36 +456,67 @@ class Compiler {
         tasks: { split: splitOf(stage) },
       },
       seed: stage.seed,
-      unkeyed: stageUnkeyed(stage),
+      unkeyed: {
+        ...stageUnkeyed(stage),
+        ...(stage.algorithm.information_gain && { beliefs: stage.algorithm.information_gain.beliefs }),
+      },
       needs: [this.#policyNeed()],
     });
   }
 
-  #benchmark(name: string, benchmark: Benchmark, after: string): string {
-    const { dataset } = benchmark;
+  /** The stage a KL term is measured to; null for the weights the stage starts from. */
+  #klReference({ from, algorithm: { kl } }: StageOf<'rl'>): string | null {
+    if (kl === undefined || kl === 0 || kl.reference === undefined || kl.reference === from) return null;
+    const stage = stageNamed(kl.reference);
+    if (stage !== null) this.#stage(stage);
+    return stage ?? BASE;
+  }
+
+  /** A benchmark measured within a stage, with all that decides its numbers. */
+  #evaluation({ benchmark: name, every }: NonNullable<StageOf<'rl'>['evaluate']>): {
+    inputs: string[];
+    parameters: RlParameters['evaluate'];
+  } {
+    const benchmark = this.#spec.benchmarks[name] as Benchmark;
+    const { max_turns, ...rest } = benchmark;
+    const protocol: Protocol = { ...rest, ...(typeof max_turns === 'number' && { max_turns }) };
+    return {
+      inputs: [this.#questions(protocol), 'index'],
+      parameters: { benchmark: name, every, protocol: { ...this.#protocol(name, protocol) } },
+    };
+  }
+
+  #benchmark(name: string, protocol: Protocol, after: string): string {
+    const questions = this.#questions(protocol);
+    if (trains(this.#spec.curriculum[after])) this.#stage(after);
     return this.#add({
       id: `${name}.${after}`,
       kind: 'benchmark',
-      inputs: ['tasks', 'index', ...(trains(this.#spec.curriculum[after]) ? [after] : [])],
-      parameters: {
-        benchmark: name,
-        after,
-        dataset: {
-          split: dataset.split,
-          limit: dataset.limit ?? null,
-          seed: dataset.seed ?? derivedSeed(this.#spec.seed, `benchmarks.${name}`),
-        },
-        samples: benchmark.samples,
-        metrics: [...benchmark.metrics].sort(),
-        agent: this.#agent(benchmarkAgent(this.#spec, benchmark)),
-        context_length: benchmarkContext(this.#spec, benchmark) as number,
-        sampling: benchmark.sampling,
-        policy: this.#policy(),
-        reward: this.#reward(benchmark.reward),
-      },
-      seed: benchmark.seed,
+      inputs: [questions, 'index', ...(trains(this.#spec.curriculum[after]) ? [after] : [])],
+      parameters: { benchmark: name, after, ...this.#protocol(name, protocol) },
+      seed: protocol.seed,
       needs: [this.#policyNeed()],
     });
+  }
+
+  /** The node that holds the questions of a benchmark. */
+  #questions(protocol: Protocol): string {
+    const { name } = datasetOf(protocol);
+    return name === undefined ? this.#tasks(undefined) : this.#dataset(name);
+  }
+
+  #protocol(name: string, protocol: Protocol): Omit<BenchmarkParameters, 'benchmark' | 'after'> {
+    const { split = WHOLE_DATASET, limit = null, seed } = datasetOf(protocol);
+    return {
+      dataset: { split, limit, seed: seed ?? derivedSeed(this.#spec.seed, `benchmarks.${name}`) },
+      samples: protocol.samples,
+      metrics: [...protocol.metrics].sort(),
+      agent: this.#agent(benchmarkAgent(this.#spec, protocol)),
+      context_length: benchmarkContext(this.#spec, protocol) as number,
+      sampling: protocol.sampling,
+      policy: this.#policy(),
+      reward: this.#reward(protocol.reward),
+    };
   }
 
   #policy(): PolicyParameters {
@@ -366,7 +538,7 @@ class Compiler {
   }
 
   #agent(agent: Experiment['agent']): AgentParameters {
-    return { ...agent, tools: [...agent.tools].sort() };
+    return { ...agent, tools: [...agent.tools].sort(), faults: (agent.faults as AgentParameters['faults']) ?? null };
   }
 
   #reward(own: Partial<Experiment['reward']> | undefined): RewardParameters {
@@ -375,6 +547,30 @@ class Compiler {
     const prompt_sha256 = this.#inputs.get('judge.prompt')?.files[0]?.sha256 ?? UNKNOWN_DIGEST;
     return { ...reward, judge: reward.outcome === 'judge' && judge ? { ...judge, prompt_sha256 } : null };
   }
+}
+
+function algorithmParameters({ algorithm }: StageOf<'rl'>, reference: string | null): AlgorithmParameters {
+  const { name, clip, kl, loss, importance, normalize_std, preset, gamma, information_gain: gain } = algorithm;
+  return {
+    name,
+    clip: { ...clip, dual: clip.dual ?? null },
+    kl: kl === undefined || kl === 0 ? null : { coefficient: kl.coefficient, estimator: kl.estimator, reference },
+    loss,
+    importance: importance ? { ...importance, veto: importance.veto ?? null } : null,
+    normalize_std,
+    igpo:
+      name === 'igpo'
+        ? {
+            preset: preset ?? 'dr_venus',
+            gamma: gamma ?? null,
+            measure: gain?.measure ?? null,
+            scope: gain?.scope ? [...gain.scope].sort() : null,
+            every: gain?.every ?? null,
+            normalize: gain?.normalize ?? null,
+            weight: gain?.weight ?? null,
+          }
+        : null,
+  };
 }
 
 /** Where the file is does not matter, only what is in it; what it must hold is checked, not hashed. */

@@ -1,39 +1,82 @@
 /** What a node would cost, from its parameters alone: upper bounds where the agent decides. */
-import type { NodeOf } from '../schemas/node-parameters.ts';
+import type { NodeOf, Unkeyed } from '../schemas/node-parameters.ts';
 import type { NodeKind, PlanNode } from '../schemas/plan.ts';
+import type { Profile } from '../schemas/profile.ts';
 
 export interface Estimate {
   rollouts: number;
-  /** At most: every trajectory as long as its context. */
+  /** Sampled, at most: every trajectory as long as its context. */
   tokens_at_most: number;
+  /** Trained on, at most. */
+  trained_tokens_at_most: number;
   /** At most: a call in every turn. */
   tool_calls_at_most: number;
 }
 
-const NOTHING: Estimate = { rollouts: 0, tokens_at_most: 0, tool_calls_at_most: 0 };
+export interface Cost {
+  /** At most, by the profile's throughput; null where the profile does not state one. */
+  gpu_hours_at_most: number | null;
+  /** In the currency of the profile's prices. */
+  cost_at_most: number | null;
+}
+
+const NOTHING: Estimate = { rollouts: 0, tokens_at_most: 0, trained_tokens_at_most: 0, tool_calls_at_most: 0 };
+
+/** What an estimate costs where it runs. Hours of processors are not estimated, only those of GPUs. */
+export function priceOf(estimate: Estimate, { prices, throughput, capabilities }: Profile): Cost {
+  const gpuHours =
+    capabilities.gpus === 0
+      ? 0
+      : throughput === undefined
+        ? null
+        : (estimate.tokens_at_most / throughput.sampled_tokens_per_gpu_second +
+            estimate.trained_tokens_at_most / throughput.trained_tokens_per_gpu_second) /
+          3600;
+  const byUse =
+    (estimate.tokens_at_most / 1e6) * prices.million_tokens +
+    (estimate.tool_calls_at_most / 1e3) * prices.thousand_tool_calls;
+  return {
+    gpu_hours_at_most: gpuHours,
+    cost_at_most: gpuHours === null ? null : gpuHours * prices.gpu_hour + byUse,
+  };
+}
+
+/** The sum of what is known, and how many are not. */
+export function totalOf(estimates: readonly (Estimate | null)[]): Estimate & { unknown: number } {
+  const known = estimates.filter((estimate) => estimate !== null);
+  const sum = (field: keyof Estimate): number => known.reduce((total, estimate) => total + estimate[field], 0);
+  return {
+    rollouts: sum('rollouts'),
+    tokens_at_most: sum('tokens_at_most'),
+    trained_tokens_at_most: sum('trained_tokens_at_most'),
+    tool_calls_at_most: sum('tool_calls_at_most'),
+    unknown: estimates.length - known.length,
+  };
+}
 
 /** Null where the spec does not say how much there is, such as all tasks of an imported file. */
 export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estimate | null {
+  if ((node.unkeyed as Unkeyed).reused_from !== undefined) return NOTHING;
   switch (node.kind) {
     case 'profile': {
       const { parameters } = node as unknown as NodeOf<'profile'>;
-      const tasks = parameters.tasks ?? tasksIn(parameters.split, nodes);
+      const tasks = parameters.tasks ?? tasksIn(parameters.split, node, nodes);
       return tasks === null ? null : sampled(tasks * parameters.rollouts, parameters);
     }
     case 'rl': {
       const { parameters } = node as unknown as NodeOf<'rl'>;
       const { rollout, until } = parameters;
-      const tasks = tasksIn(parameters.tasks.split, nodes);
+      const tasks = tasksIn(parameters.tasks.split, node, nodes);
       const byEpochs =
         until.epochs === null || tasks === null ? null : Math.ceil((until.epochs * tasks) / rollout.prompts_per_step);
       const bounds = [until.steps, byEpochs].filter((bound) => bound !== null);
-      return bounds.length === 0
-        ? null
-        : sampled(Math.min(...bounds) * rollout.prompts_per_step * rollout.group_size, parameters);
+      if (bounds.length === 0) return null;
+      const answered = sampled(Math.min(...bounds) * rollout.prompts_per_step * rollout.group_size, parameters);
+      return { ...answered, trained_tokens_at_most: answered.tokens_at_most };
     }
     case 'benchmark': {
       const { parameters } = node as unknown as NodeOf<'benchmark'>;
-      const questions = parameters.dataset.limit ?? tasksIn(parameters.dataset.split, nodes);
+      const questions = parameters.dataset.limit ?? tasksIn(parameters.dataset.split, node, nodes);
       if (questions === null) return null;
       const answered = sampled(questions * parameters.samples, parameters);
       return { ...answered, rollouts: answered.rollouts + questions }; // and once without tools: the closed-book baseline
@@ -43,10 +86,14 @@ export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estima
       const trajectories = nodes.find(({ id, kind }) => kind === 'trajectories' && inputs.includes(id)) as
         | NodeOf<'trajectories'>
         | undefined;
-      const { count, resample } = trajectories?.parameters ?? { count: null, resample: null };
+      const { count: wanted, resample } = trajectories?.parameters ?? { count: null, resample: null };
+      const count = wanted ?? trajectories?.unkeyed.expect?.['trajectories'] ?? null;
       if (count === null) return null;
       const copies = resample === null ? 1 : Math.max(...resample.bands.map(({ weight }) => weight));
-      return { ...NOTHING, tokens_at_most: count * copies * parameters.optimizer.epochs * parameters.context_length };
+      return {
+        ...NOTHING,
+        trained_tokens_at_most: count * copies * parameters.optimizer.epochs * parameters.context_length,
+      };
     }
     default:
       return NOTHING;
@@ -57,15 +104,24 @@ function sampled(
   rollouts: number,
   { context_length, agent }: { context_length: number; agent: { max_turns: number } },
 ): Estimate {
-  return { rollouts, tokens_at_most: rollouts * context_length, tool_calls_at_most: rollouts * agent.max_turns };
+  return {
+    ...NOTHING,
+    rollouts,
+    tokens_at_most: rollouts * context_length,
+    tool_calls_at_most: rollouts * agent.max_turns,
+  };
 }
 
-/** Tasks of a split, when every source says how many it gives. */
-function tasksIn(split: string, nodes: readonly PlanNode[]): number | null {
-  const tasks = nodes.find(({ kind }) => kind === ('tasks' satisfies NodeKind)) as NodeOf<'tasks'> | undefined;
+/** Tasks of a split, when every source says how many it gives: by its limit, or by what it must have. */
+function tasksIn(split: string, { inputs }: PlanNode, nodes: readonly PlanNode[]): number | null {
+  const tasks = nodes.find(({ id, kind }) => kind === ('tasks' satisfies NodeKind) && inputs.includes(id)) as
+    | NodeOf<'tasks'>
+    | undefined;
   if (tasks === undefined) return null;
   const { sources, splits, limit } = tasks.parameters;
-  const counts = Object.values(sources).map((source) => (source.kind === 'generated' ? source.count : source.limit));
+  const counts = Object.entries(sources).map(([name, source]) =>
+    source.kind === 'generated' ? source.count : (source.limit ?? tasks.unkeyed.expect?.[name] ?? null),
+  );
   const total = counts.includes(null)
     ? limit
     : Math.min(

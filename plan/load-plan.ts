@@ -4,14 +4,14 @@ import { contentKey } from '../schemas/canonical.ts';
 import type { Experiment } from '../schemas/experiment.ts';
 import type { Plan, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
-import { armsOf, changesOf, withoutArms } from './arms.ts';
+import { type ArmDraft, armsOf, changesOf, withoutArms } from './arms.ts';
 import { checkSpec } from './check.ts';
-import { compileNodes } from './compile.ts';
+import { compileNodes, type ReusedStage } from './compile.ts';
 import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
-import type { Located } from './located.ts';
+import { child, type Located, nodeAt } from './located.ts';
 import { applyAssignments, parseOverrides } from './overrides.ts';
-import { type Problem, placeText, sortProblems } from './problem.ts';
+import { didYouMean, type Problem, placeText, problem, quoted, sortProblems } from './problem.ts';
 import { composeLayers, type Layer, type Resolved, resolveSpec } from './resolve.ts';
 import { readSpecInputs } from './spec-inputs.ts';
 import { resolveNames } from './spec-names.ts';
@@ -33,7 +33,12 @@ export interface LoadPlanOptions {
   repoRoot: string;
   /** Pinned Python packages, relative to the checkout. */
   pythonLock: string;
+  /** Finds what `reuse` names; absent where no service is asked. */
+  findStage?: StageLookup | undefined;
 }
+
+/** A stage of a run: `run` is an id, or `latest` among runs of specs with one of these names. Null when there is none. */
+export type StageLookup = (stage: string, run: string, names: readonly string[]) => Promise<ReusedStage | null>;
 
 export interface LoadedPlan {
   /** Null when there are problems. */
@@ -66,26 +71,48 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
 
   const composed = composeLayers(layers);
   const { arms: drafts, problems: unarmed } = armsOf(composed.root);
+  unarmed.push(...strangeControl(composed.root, drafts));
   const digests = new FileDigests(options.cacheDir);
-  const base = await compileSpec(composed.root, specPath, digests, options);
+  const specNames = namesOf(layers);
+  const base = await compileSpec(composed.root, specPath, digests, specNames, options);
   let found = [problems, composed.problems, base.problems, unarmed].reduce(withoutEchoes);
   const compiled: NamedArm[] = [];
   for (const { name, assignments } of drafts) {
     const changed = applyAssignments(withoutArms(composed.root), assignments);
-    const arm = await compileSpec(changed.root, specPath, digests, options);
+    const arm = await compileSpec(changed.root, specPath, digests, specNames, options);
     found = [found, changed.problems, arm.problems].reduce(withoutEchoes);
     compiled.push({ name, changes: changesOf(assignments), arm });
   }
   if (found.length > 0) return failed(found, base.resolved.root);
   const all = compiled.length > 0 ? compiled : [{ name: ONLY_ARM, changes: {}, arm: base }];
+  const warned = [base, ...all.map(({ arm }) => arm)].map(({ warnings }, at) =>
+    // An arm that takes another algorithm means to leave the settings of the first without effect.
+    at === 0 ? warnings : warnings.filter(({ code }) => code !== 'NO_EFFECT'),
+  );
   return {
     plan: planOf(base.resolved.experiment, all, specPath, options),
     problems: [],
-    warnings: sortProblems(all.flatMap(({ arm }) => arm.warnings)),
+    warnings: sortProblems(warned.reduce(withoutEchoes)),
     unknown: [...new Set(all.flatMap(({ arm }) => arm.unknown))],
     root: base.resolved.root,
     texts,
   };
+}
+
+/** What the spec and those it extends are called, its own name first. */
+function namesOf(layers: readonly Layer[]): string[] {
+  const names = layers.flatMap((layer) => (layer.kind === 'document' ? [child(layer.root, 'name')] : []));
+  const texts = names.flatMap((name) => (name?.kind === 'scalar' ? [String(name.value)] : []));
+  return [...new Set(texts.toReversed())];
+}
+
+/** `compare.control` names an ablation, or one arm of a sweep. */
+function strangeControl(root: Located, drafts: readonly ArmDraft[]): Problem[] {
+  const control = nodeAt(root, ['compare', 'control']);
+  if (control?.kind !== 'scalar' || typeof control.value !== 'string' || drafts.length === 0) return [];
+  const names = [...new Set(drafts.flatMap(({ name }) => [name, name.split(',')[0] as string]))];
+  if (names.includes(control.value)) return [];
+  return [problem('REF', control.at, `there is no arm ${quoted(control.value)}`, didYouMean(control.value, names))];
 }
 
 interface NamedArm {
@@ -107,6 +134,7 @@ async function compileSpec(
   composed: Located,
   specPath: string,
   digests: FileDigests,
+  specNames: readonly string[],
   options: LoadPlanOptions,
 ): Promise<Compiled> {
   const resolved = resolveSpec(composed);
@@ -121,19 +149,40 @@ async function compileSpec(
   const { warnings } = checked;
   if (names === null) return { resolved, nodes: [], problems: found, warnings, unknown: [] };
 
-  const { env, repoRoot, pythonLock, profile } = options;
+  const { env, repoRoot, pythonLock, profile, profilesDir } = options;
   const inputs = await readSpecInputs(experiment, {
     root,
     specFile: specPath,
     env,
     dataRoots: profile.data_roots,
     digests,
+    datasets: names.datasets,
+    profilesDir,
     repoRoot,
     pythonLock,
   });
   const problems = withoutEchoes(found, inputs.problems);
-  const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField });
-  return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks] };
+  const { reused, lacks } = await findReused(experiment, specNames, options.findStage);
+  const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField, reused });
+  return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks, ...lacks] };
+}
+
+/** What `reuse` names, frozen by being looked up now. */
+async function findReused(
+  { reuse = {} }: Experiment,
+  specNames: readonly string[],
+  findStage: StageLookup | undefined,
+): Promise<{ reused: Map<string, ReusedStage | null>; lacks: string[] }> {
+  const reused = new Map<string, ReusedStage | null>();
+  const lacks: string[] = [];
+  for (const [path, { run }] of Object.entries(reuse)) {
+    const stage = path.slice('stages.'.length);
+    const found = (await findStage?.(stage, run, specNames)) ?? null;
+    reused.set(stage, found);
+    const runs = run === 'latest' ? `no finished run of ${specNames.join(' or ')}` : `no finished run ${run}`;
+    if (found === null) lacks.push(`reuse.${path}: ${runs} with that stage is known here`);
+  }
+  return { reused, lacks };
 }
 
 function planOf(

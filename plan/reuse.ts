@@ -58,7 +58,7 @@ function decide(
   found: ReadonlyMap<string, FoundArtifact>,
   decided: ReadonlyMap<string, Decision>,
 ): Decision {
-  const unknown = (unkeyed as Unkeyed).unknown ?? [];
+  const { unknown = [], reused_from } = unkeyed as Unkeyed;
   if (unknown.length > 0) return { action: 'run', reason: `key unknown: ${unknown.join(', ')} not known` };
   const artifact = found.get(key);
   if (artifact === undefined) return { action: 'run', reason: 'no artifact has this key' };
@@ -73,6 +73,6 @@ function decide(
   const made = Object.entries(artifact.made_with).map(([name, value]) => `${name} ${value}`);
   return {
     action: 'reuse',
-    reason: `made ${artifact.created_at.slice(0, 16).replace('T', ' ')}${made.length > 0 ? ` with ${made.join(', ')}` : ''}`,
+    reason: `${reused_from === undefined ? '' : `taken from ${reused_from}, `}made ${artifact.created_at.slice(0, 16).replace('T', ' ')}${made.length > 0 ? ` with ${made.join(', ')}` : ''}`,
   };
 }

@@ -1,13 +1,15 @@
 /** Every file a spec names: where it is, whether it may be read, and its content's digest. */
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, isAbsolute, join } from 'node:path';
 import type { Experiment } from '../schemas/experiment.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
+import type { DatasetEntry } from '../schemas/profile.ts';
 import type { FileDigests } from './input-files.ts';
 import { npmLockDigest, pythonLockDigest } from './input-files.ts';
 import { resolveInputPath } from './input-paths.ts';
 import { type Located, nodeAt, type Path, placeAt } from './located.ts';
 import { type Problem, problem, quoted } from './problem.ts';
+import { datasetNames } from './spec-names.ts';
 
 /** What one field of a spec brings into a node. */
 export interface InputFiles {
@@ -32,6 +34,9 @@ export interface InputContext {
   env: NodeJS.ProcessEnv;
   dataRoots: readonly string[];
   digests: FileDigests;
+  /** Of the profile, by name. */
+  datasets: ReadonlyMap<string, DatasetEntry>;
+  profilesDir: string;
   repoRoot: string;
   /** Pinned Python packages, relative to the checkout. */
   pythonLock: string;
@@ -59,6 +64,15 @@ export async function readSpecInputs(experiment: Experiment, context: InputConte
     if (stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations') {
       await add(['curriculum', name, 'trajectories'], 'source', stage.trajectories.source);
     }
+  }
+  for (const name of datasetNames(experiment)) {
+    const entry = context.datasets.get(name);
+    inputs.byField.set(
+      `datasets.${name}`,
+      entry === undefined
+        ? { absolute: name, files: [{ path: name, sha256: UNKNOWN_DIGEST }] }
+        : await dataset(name, entry, context, inputs),
+    );
   }
   if (experiment.judge) {
     await add(['judge'], 'prompt', experiment.judge.prompt);
@@ -96,6 +110,31 @@ async function readOne(field: Path, path: string, context: InputContext, inputs:
       inputs.problems.push(problem('PATH_OUTSIDE', at, `${quoted(path)} holds a link that leads out of its folder`));
       return unknown;
   }
+}
+
+/** A dataset of the profile, whose authors are trusted with paths. */
+async function dataset(
+  name: string,
+  { path, url, sha256 }: DatasetEntry,
+  { profilesDir, env, digests }: InputContext,
+  inputs: SpecInputs,
+): Promise<InputFiles> {
+  const unknown: InputFiles = { absolute: path ?? name, files: [{ path: name, sha256: sha256 ?? UNKNOWN_DIGEST }] };
+  const lack = (what: string): InputFiles => {
+    inputs.lacks.push(`dataset ${name}: ${what}`);
+    return unknown;
+  };
+  if (path === undefined)
+    return lack(`it is at ${url ?? 'no path'}; bring it here and give it a \`path\` in the profile`);
+  const outcome = isAbsolute(path)
+    ? ({ status: 'found', absolute: path, root: dirname(path) } as const)
+    : resolveInputPath(path, join(profilesDir, 'profile.yaml'), env, []);
+  if (outcome.status === 'outside') return lack(`${quoted(path)} ${outcome.reason}`);
+  if (outcome.status === 'unset') return lack(`the environment variable ${outcome.variable} is not set`);
+  const found = await digests.of(outcome.absolute, outcome.root);
+  if (found.status !== 'found') return lack(`nothing that can be read is at ${outcome.absolute}`);
+  if (sha256 !== undefined && found.sha256 !== sha256) return lack(`its SHA-256 is not the one in the profile`);
+  return { absolute: outcome.absolute, files: [{ path: name, sha256: found.sha256 }] };
 }
 
 async function lockfiles(

@@ -1,14 +1,16 @@
 /** What the names in a spec mean in a profile, and what the profile lacks. */
 import type { Experiment } from '../schemas/experiment.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
-import type { Profile } from '../schemas/profile.ts';
+import type { DatasetEntry, Profile } from '../schemas/profile.ts';
 import { digestOfModel, isMissing, lookUp } from './profile.ts';
-import { benchmarkContext } from './stages.ts';
+import { agentOf, allProtocols, benchmarkAgent, benchmarkContext, datasetOf, trains } from './stages.ts';
 
 export interface ResolvedNames {
   policy: { model: string; sha256: string; context_length: number | null };
   embedder: { model: string; sha256: string; dimension: number; max_tokens: number | null };
   judge: { model: string; sha256: string } | null;
+  /** Datasets that benchmarks and decontamination name, as far as the profile has them. */
+  datasets: Map<string, DatasetEntry>;
   /** Sentences; a spec with any of these validates and plans, and is not submitted. */
   lacks: string[];
 }
@@ -27,7 +29,7 @@ export function resolveNames(experiment: Experiment, sources: NameSources): Reso
       lacks.push(`${name}: its weights are not here yet${entry.made_at_setup ? '; `exp setup` makes them' : ''}`);
     return sha256;
   };
-  const find = <R extends 'models' | 'embedders'>(
+  const find = <R extends 'datasets' | 'models' | 'embedders'>(
     registry: R,
     name: string,
   ): Profile['registries'][R][string] | null => {
@@ -56,10 +58,23 @@ export function resolveNames(experiment: Experiment, sources: NameSources): Reso
     judge: experiment.judge
       ? { model: experiment.judge.model, sha256: judge ? digest(experiment.judge.model, judge) : UNKNOWN_DIGEST }
       : null,
+    datasets: new Map(
+      datasetNames(experiment).flatMap((name) => {
+        const entry = find('datasets', name);
+        return entry === null ? [] : [[name, entry] as const];
+      }),
+    ),
     lacks,
   };
   lacks.push(...missingCapabilities(experiment, sources.profile), ...notExecutedYet(experiment));
   return names;
+}
+
+/** Datasets of the profile that a spec names, each once. */
+export function datasetNames({ benchmarks, decontaminate }: Experiment): string[] {
+  const asked = Object.values(benchmarks).map((benchmark) => datasetOf(benchmark).name);
+  const named = [...asked, ...(decontaminate?.against ?? [])].filter((name) => name !== undefined);
+  return [...new Set(named)].sort();
 }
 
 /** What a spec asks of the place where it runs. */
@@ -111,33 +126,85 @@ function sampledLengths(experiment: Experiment): [string, number][] {
 
 /** What the language can say and no executor of this version does; better refused at submit than ignored in a run. */
 function notExecutedYet(experiment: Experiment): string[] {
-  const lacks: string[] = [];
-  const lack = (path: string, what: string): void =>
-    void lacks.push(`${path}: ${what} is not executed by this version`);
-  for (const [name, source] of Object.entries(experiment.corpus.sources)) {
-    if (source.kind === 'wet') lack(`corpus.sources.${name}.kind`, 'reading WET files');
+  const found = [...unexecutedData(experiment), ...unexecutedSampling(experiment), ...unexecutedLearning(experiment)];
+  const places = new Map<string, string[]>();
+  for (const [path, what] of found) places.set(what, [...(places.get(what) ?? []), path]);
+  return [...places].map(([what, paths]) => `${someOf(paths)}: ${what} is not executed by this version`);
+}
+
+const SHOWN_PLACES = 3;
+const someOf = (paths: readonly string[]): string =>
+  paths.length > SHOWN_PLACES
+    ? `${paths.slice(0, SHOWN_PLACES).join(', ')} and ${paths.length - SHOWN_PLACES} more`
+    : paths.join(', ');
+
+type Unexecuted = Generator<[path: string, what: string]>;
+
+function* unexecutedData({ corpus, tasks, curriculum, budget }: Experiment): Unexecuted {
+  for (const [name, { kind }] of Object.entries(corpus.sources)) {
+    if (kind === 'wet') yield [`corpus.sources.${name}.kind`, 'reading WET files'];
   }
-  for (const [name, source] of Object.entries(experiment.tasks.sources)) {
-    if (source.kind === 'parquet') lack(`tasks.sources.${name}.kind`, 'reading questions from Parquet');
+  const imported = Object.values(tasks.sources).filter(({ kind }) => kind !== 'generated');
+  if (tasks.mix && imported.length === Object.keys(tasks.sources).length)
+    yield ['tasks.mix', 'choosing imported questions by capability'];
+  for (const [name, source] of Object.entries(tasks.sources)) {
+    if (source.kind !== 'generated' && source.capability && 'judge' in source.capability)
+      yield [`tasks.sources.${name}.capability`, 'finding the capability by a judge'];
   }
-  const outcomes = [
-    experiment.reward,
-    ...Object.values(experiment.curriculum).map(({ reward }) => reward),
-    ...Object.values(experiment.benchmarks).map(({ reward }) => reward),
-  ];
-  if (outcomes.some((reward) => reward?.outcome === 'judge')) lack('reward.outcome', 'scoring by a judge');
-  for (const [name, stage] of Object.entries(experiment.curriculum)) {
+  for (const [name, stage] of Object.entries(curriculum)) {
     if (stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations')
-      lack(`curriculum.${name}.trajectories.source`, 'importing trajectories');
-    if (stage.kind === 'rl' && stage.rollout.max_staleness > 0)
-      lack(`curriculum.${name}.rollout.max_staleness`, 'overlapping rollouts with training');
-    if (
-      stage.kind === 'rl' &&
-      (stage.optimizer.minibatch ?? stage.rollout.prompts_per_step) !== stage.rollout.prompts_per_step
-    ) {
-      lack(`curriculum.${name}.optimizer.minibatch`, 'more than one update a step');
-    }
+      yield [`curriculum.${name}.trajectories.source`, 'importing trajectories'];
   }
-  if (experiment.budget) lack('budget', 'a budget');
-  return lacks;
+  if (budget) yield ['budget', 'a budget'];
+}
+
+function* unexecutedSampling(experiment: Experiment): Unexecuted {
+  const { reward, curriculum } = experiment;
+  const stages = Object.entries(curriculum).filter(([, { kind }]) => kind !== 'sft');
+  const sections = [
+    ...stages.map(([name, stage]) => ({
+      path: `curriculum.${name}`,
+      agent: agentOf(experiment, stage),
+      reward: { ...reward, ...stage.reward },
+    })),
+    ...allProtocols(experiment).map(([name, protocol]) => ({
+      path: `benchmarks.${name}`,
+      agent: benchmarkAgent(experiment, protocol),
+      reward: { ...reward, ...protocol.reward },
+    })),
+  ];
+  for (const {
+    path,
+    agent,
+    reward: { outcome },
+  } of sections) {
+    if (agent.context_management !== 'none') yield [path, `context_management ${agent.context_management}`];
+    if (!agent.terminate_on_answer) yield [path, 'going on after an answer'];
+    if (agent.faults) yield [path, 'a faulty tool'];
+    if (outcome === 'judge') yield [path, 'scoring by a judge'];
+  }
+}
+
+function* unexecutedLearning({ curriculum, policy }: Experiment): Unexecuted {
+  if (policy.adapter === undefined && Object.values(curriculum).some(trains))
+    yield ['policy.adapter', 'training all weights (there is no adapter)'];
+  for (const [name, stage] of Object.entries(curriculum)) {
+    const path = `curriculum.${name}`;
+    if ((stage.resources?.gpu ?? 0) > 0) yield [`${path}.resources.gpu`, 'training on GPUs'];
+    if (stage.kind !== 'sft' && stage.difficulty?.buckets) yield [`${path}.difficulty.buckets`, 'buckets by length'];
+    if (stage.kind !== 'rl') continue;
+    const { algorithm, rollout, optimizer, until, difficulty, evaluate, checkpoint } = stage;
+    if (algorithm.name !== 'grpo') yield [`${path}.algorithm.name`, algorithm.name];
+    if (algorithm.kl && algorithm.kl.reference !== undefined && algorithm.kl.reference !== stage.from)
+      yield [`${path}.algorithm.kl.reference`, 'a KL term to other weights than those the stage starts from'];
+    if (rollout.max_staleness > 0) yield [`${path}.rollout.max_staleness`, 'overlapping rollouts with training'];
+    if (rollout.cutoff !== undefined) yield [`${path}.rollout.cutoff`, 'a cut-off of rollouts'];
+    if ((optimizer.minibatch ?? rollout.prompts_per_step) !== rollout.prompts_per_step)
+      yield [`${path}.optimizer.minibatch`, 'more than one update a step'];
+    if (until.plateau) yield [`${path}.until.plateau`, 'ending on a plateau'];
+    if (evaluate) yield [`${path}.evaluate`, 'evaluating within a stage'];
+    if (difficulty?.refresh_every)
+      yield [`${path}.difficulty.refresh_every`, 'measuring pass rates again within a stage'];
+    if (checkpoint.keep.best) yield [`${path}.checkpoint.keep.best`, 'keeping the best checkpoints'];
+  }
 }

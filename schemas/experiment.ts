@@ -9,7 +9,7 @@
  *   holds: …     'path' may hold `${env:NAME}`; 'checkpoint' is a reference to weights; 'secret' names a secret
  */
 import { type Static, type TObject, type TProperties, type TSchema, Type } from 'typebox';
-import { CAPABILITIES } from './task.ts';
+import { CAPABILITIES, TASK_COLUMNS, TASK_FORMATS } from './task.ts';
 
 export const NAME_PATTERN = '^[a-z][a-z0-9_]{0,62}$';
 /** Names of devices on some file systems, and of node ids that a stage would collide with. */
@@ -74,14 +74,15 @@ const path = (options: Record<string, unknown>) =>
 /** Never begins with a dash and holds no white space, so it cannot become an option or a second word of a command. */
 const modelName = (options: Record<string, unknown>) =>
   Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$', code: 'ARG', ...options });
+/** As metrics are called in MLflow. */
+const metricName = (options: Record<string, unknown>) =>
+  Type.String({ pattern: '^[a-z][a-z0-9_]*(/[a-z0-9_]+)+$', ...options });
 const seed = (description: string) => Type.Optional(Type.Integer({ minimum: 0, maximum: 2_147_483_647, description }));
-const checkpointReference = Type.String({
+const checkpoint = {
   pattern: '^\\$\\{(base|policy\\.base|stages\\.[a-z][a-z0-9_]*\\.checkpoint)\\}$',
   code: 'REF',
   holds: 'checkpoint',
-  default: '${policy.base}',
-  description: 'Weights to start from: `${policy.base}`, or `${stages.NAME.checkpoint}` of an earlier stage.',
-});
+} as const;
 const secret = (description: string) =>
   Type.Unsafe<{ env: string } | { file: string }>({
     type: 'object',
@@ -266,6 +267,25 @@ const Index = object(
   { description: 'Chunks, vectors and words, in Milvus.' },
 );
 
+const TaskCapability = Type.Unsafe<{ judge: true } | { column: string; map: Record<string, TaskCapabilityName> }>({
+  type: 'object',
+  properties: {
+    judge: { type: 'boolean', const: true, description: 'The judge says it of each question.' },
+    column: { type: 'string', minLength: 1, description: 'Column whose value decides.' },
+    map: {
+      type: 'object',
+      minProperties: 1,
+      additionalProperties: { type: 'string', enum: CAPABILITIES, description: 'A capability.' },
+      description: 'Capability by value of the column; other values are unknown.',
+    },
+  },
+  additionalProperties: false,
+  anyOf: [{ required: ['judge'] }, { required: ['column', 'map'] }],
+  description:
+    'How the capability of a question is found, when no column names it: `{ judge: true }`, or `{ column: NAME, map: { VALUE: CAPABILITY } }`.',
+});
+type TaskCapabilityName = (typeof CAPABILITIES)[number];
+
 const TaskSource = byKind(
   [
     object({
@@ -277,21 +297,32 @@ const TaskSource = byKind(
     object({
       kind: words(['jsonl', 'parquet'], { description: 'Questions with reference answers, one a record.' }),
       path: path({ description: 'File, or glob, relative to the spec or below `${env:NAME}`.' }),
+      format: words(TASK_FORMATS, {
+        default: 'columns',
+        description: 'Shape of a record: a column each, or as the named system publishes its questions.',
+      }),
+      capability: Type.Optional(TaskCapability),
       fields: object(
         {
-          id: Type.String({ default: 'id', description: 'Column with the id.' }),
-          question: Type.String({ default: 'question', description: 'Column with the question.' }),
-          answer: Type.String({ default: 'answer', description: 'Column with the reference answer.' }),
+          id: Type.String({ default: TASK_COLUMNS.id, description: 'Column with the id.' }),
+          question: Type.String({ default: TASK_COLUMNS.question, description: 'Column with the question.' }),
+          answer: Type.String({ default: TASK_COLUMNS.answer, description: 'Column with the reference answer.' }),
           aliases: Type.String({
-            default: 'aliases',
+            default: TASK_COLUMNS.aliases,
             description: 'Column with other spellings that count as correct.',
           }),
           gold_ids: Type.String({
-            default: 'gold_doc_ids',
+            default: TASK_COLUMNS.gold_ids,
             description: 'Column with ids of evidence pages; their URLs are `doc:<id>`.',
           }),
-          deny_urls: Type.String({ default: 'deny_urls', description: 'Column with URLs the agent must not see.' }),
-          capability: Type.String({ default: 'capability', description: 'Column with the capability asked for.' }),
+          deny_urls: Type.String({
+            default: TASK_COLUMNS.deny_urls,
+            description: 'Column with URLs the agent must not see.',
+          }),
+          capability: Type.String({
+            default: TASK_COLUMNS.capability,
+            description: 'Column with the capability asked for.',
+          }),
         },
         { default: {}, description: 'Which columns are read; only question and answer must exist.' },
       ),
@@ -328,6 +359,22 @@ const Tasks = object(
     seed: seed('Divides tasks among splits; derived from the root seed when absent.'),
   },
   { description: 'Questions with answers.' },
+);
+
+const Decontaminate = object(
+  {
+    against: Type.Array(modelName({ description: 'Name in the registry `datasets` of the profile.' }), {
+      minItems: 1,
+      uniqueItems: true,
+      description: 'Benchmark sets whose questions must not be trained on.',
+    }),
+    method: Type.Literal('ngram', {
+      default: 'ngram',
+      description: 'Equal questions, shared evidence URLs, and shared runs of n words.',
+    }),
+    n: Type.Integer({ minimum: 3, maximum: 100, default: 13, description: 'Words of a run.', unit: 'words' }),
+  },
+  { description: 'Training tasks are checked against benchmark sets; one that overlaps stops the run.' },
 );
 
 const Policy = object(
@@ -367,6 +414,25 @@ const Policy = object(
   { description: 'The model that is trained.' },
 );
 
+const contextManagement = (options: Record<string, unknown>) =>
+  words(['none', 'drop_observations', 'summarize'], {
+    description: 'What is done when the context is full: force the answer, drop old observations, or summarise.',
+    ...options,
+  });
+
+/** Shares of calls that go wrong in a named way, drawn by the seed of the trajectory. */
+function toolFaults<const W extends readonly string[]>(ways: W) {
+  const shares = Object.fromEntries(
+    ways.map((way) => [
+      way,
+      Type.Optional(share({ exclusiveMinimum: 0, description: `Calls with the result ${way}.`, unit: 'share' })),
+    ]),
+  );
+  return Type.Unsafe<Partial<Record<W[number], number>>>(
+    object(shares, { minProperties: 1, description: 'Share of calls by what goes wrong.' }),
+  );
+}
+
 const Agent = object(
   {
     tools: Type.Array(Type.String({ description: 'A tool.' }), {
@@ -384,11 +450,24 @@ const Agent = object(
     max_turn_tokens: tokens({ default: 512, minimum: 8, description: 'Length of one completion.' }),
     observation_tokens: tokens({ default: 512, minimum: 8, description: 'Length of one observation.' }),
     search_results: count({ default: 5, maximum: 100, description: 'Results of one search call.', unit: 'results' }),
-    context_management: words(['none'], { default: 'none', description: 'What is done when the context is full.' }),
+    context_management: contextManagement({ default: 'none' }),
+    terminate_on_answer: Type.Boolean({
+      default: true,
+      description: 'Whether the first answer ends the trajectory, or may be taken back.',
+    }),
     deny_urls: words(['none', 'from_task'], {
       default: 'from_task',
       description: 'Whether URLs a task forbids are hidden.',
     }),
+    faults: Type.Optional(
+      object(
+        {
+          search: Type.Optional(toolFaults(['empty', 'error'])),
+          visit: Type.Optional(toolFaults(['empty', 'error', 'truncated'])),
+        },
+        { minProperties: 1, description: 'Tools that fail now and then, to see what an agent makes of it.' },
+      ),
+    ),
   },
   { description: 'The agent loop.' },
 );
@@ -489,6 +568,38 @@ const Difficulty = object(
       },
       { description: 'Which tasks are worth training on: those that are sometimes solved.' },
     ),
+    buckets: Type.Optional(
+      object(
+        {
+          by: Type.Literal('trajectory_tokens', {
+            default: 'trajectory_tokens',
+            description: 'Mean length of the trajectories of a task.',
+          }),
+          edges: Type.Array(tokens({ description: 'Where one bucket ends and the next begins.' }), {
+            minItems: 1,
+            maxItems: 100,
+            description: 'Edges, rising.',
+          }),
+          weights: Type.Optional(
+            Type.Array(
+              Type.Number({ minimum: 0, maximum: 1000, description: 'How often tasks of the bucket are taken.' }),
+              { description: 'One more than there are edges; all equal when absent.' },
+            ),
+          ),
+        },
+        { description: 'Kept tasks by length: reported, and weighed when `weights` says so.' },
+      ),
+    ),
+  },
+  { description: 'Measure pass rates and keep partly solvable tasks; the same rule filters groups while training.' },
+);
+/** While training, pass rates age. */
+const RlDifficulty = object(
+  {
+    ...Difficulty.properties,
+    refresh_every: Type.Optional(
+      count({ description: 'Steps after which pass rates are measured again.', unit: 'steps' }),
+    ),
   },
   { description: 'Measure pass rates and keep partly solvable tasks; the same rule filters groups while training.' },
 );
@@ -528,10 +639,17 @@ const stageFields = {
       composed: true,
     }),
   ),
-  from: checkpointReference,
+  from: Type.String({
+    ...checkpoint,
+    default: '${policy.base}',
+    description: 'Weights to start from: `${policy.base}`, or `${stages.NAME.checkpoint}` of an earlier stage.',
+  }),
   tasks: Type.Optional(
     object(
-      { split: Type.Optional(Type.String({ description: 'A split of `tasks.splits`; `train` when absent.' })) },
+      {
+        split: Type.Optional(Type.String({ description: 'A split of `tasks.splits`; `train` when absent.' })),
+        source: Type.Optional(Type.String({ description: 'One of `tasks.sources`; all of them when absent.' })),
+      },
       { minProperties: 1, description: 'Which tasks are used.' },
     ),
   ),
@@ -547,6 +665,13 @@ const stageFields = {
       {
         gpu: Type.Integer({ minimum: 0, maximum: 100_000, default: 0, description: 'GPUs.', unit: 'GPUs', key: false }),
         nodes: count({ default: 1, maximum: 10_000, description: 'Machines.', unit: 'machines', key: false }),
+        context_parallel: count({
+          default: 1,
+          maximum: 1024,
+          description: 'GPUs that share one sequence.',
+          unit: 'GPUs',
+          key: false,
+        }),
       },
       { description: 'What the trainer is given.' },
     ),
@@ -569,6 +694,14 @@ const stageFields = {
             unit: 'checkpoints',
             key: false,
           }),
+          best: Type.Optional(
+            count({
+              maximum: 10_000,
+              description: 'Best checkpoints kept, by the metric of `evaluate`.',
+              unit: 'checkpoints',
+              key: false,
+            }),
+          ),
         },
         { default: {}, description: 'Retention.' },
       ),
@@ -576,6 +709,9 @@ const stageFields = {
     { default: {}, description: 'Checkpoints within the stage.' },
   ),
 };
+
+/** Message-format trajectories of published systems, as BACKENDS.md of the recipes names them. */
+export const TRAJECTORY_FORMATS = ['messages', 'sharegpt', 'webdancer', 'redsearcher', 'literesearcher'] as const;
 
 const SftStage = object({
   kind: Type.Literal('sft', { description: 'Next-token loss on sampled tokens.' }),
@@ -585,6 +721,11 @@ const SftStage = object({
       source: path({
         description: '`demonstrations` (a scripted expert on generated tasks), or a file of trajectories.',
       }),
+      format: Type.Optional(
+        words(TRAJECTORY_FORMATS, {
+          description: 'Shape of the records of a file; found out from the first one when absent.',
+        }),
+      ),
       count: Type.Optional(count({ description: 'Trajectories before resampling.', unit: 'trajectories' })),
       resample: Type.Optional(
         object(
@@ -606,6 +747,13 @@ const SftStage = object({
       clean: Type.Optional(
         object(
           {
+            tools: Type.Optional(
+              Type.Array(Type.String({ description: 'A tool.' }), {
+                minItems: 1,
+                uniqueItems: true,
+                description: 'Turns that call other tools are removed; `agent.tools` when absent.',
+              }),
+            ),
             drop_repeated_calls: Type.Boolean({
               default: true,
               description: 'Remove turns that repeat an earlier call.',
@@ -634,18 +782,64 @@ const SftStage = object({
   }),
 });
 
+const InformationGain = object(
+  {
+    measure: Type.Optional(
+      words(['log_prob', 'prob'], { description: 'Of the reference answer, whose change is the gain.' }),
+    ),
+    beliefs: words(['trainer', 'engine'], {
+      default: 'trainer',
+      description: 'What computes the beliefs.',
+      key: false,
+    }),
+    scope: Type.Optional(
+      Type.Array(Type.String({ description: 'A tool.' }), {
+        minItems: 1,
+        uniqueItems: true,
+        description: 'Turns that call these tools have a gain; a visit absorbs the searches before it.',
+      }),
+    ),
+    every: Type.Optional(count({ maximum: 10_000, description: 'Beliefs at every so many turns.', unit: 'turns' })),
+    normalize: Type.Optional(
+      words(['scaled_separate', 'separate', 'joint', 'raw_ig'], {
+        description: 'How gains and outcomes are put on one scale.',
+      }),
+    ),
+    weight: Type.Optional(Type.Number({ minimum: 0, maximum: 1000, description: 'Weight of the gains.' })),
+  },
+  { description: 'Of igpo: turn-level rewards from the belief in the reference answer.' },
+);
+
 const Kl = object({
   coefficient: Type.Number({ minimum: 0, maximum: 100, description: 'Weight of the KL term.' }),
   estimator: words(['k1', 'k2', 'k3'], { default: 'k3', description: 'Estimator of the KL divergence.' }),
+  reference: Type.Optional(
+    Type.String({
+      ...checkpoint,
+      description: 'Weights it is measured to; those the stage starts from when absent.',
+    }),
+  ),
 });
 
 const RlStage = object({
   kind: Type.Literal('rl', { description: "Reinforcement learning from the agent's own trajectories." }),
   ...stageFields,
-  difficulty: Type.Optional(Difficulty),
+  difficulty: Type.Optional(RlDifficulty),
   algorithm: object(
     {
-      name: words(['grpo'], { default: 'grpo', description: 'How advantages are computed.' }),
+      name: words(['grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo', 'igpo'], {
+        default: 'grpo',
+        description: 'How advantages are computed and ratios clipped.',
+      }),
+      preset: Type.Optional(
+        words(['paper', 'dr_venus', 'released_2025'], {
+          description: 'Of igpo: the published variant that fills in what is not written here.',
+        }),
+      ),
+      gamma: Type.Optional(
+        share({ description: 'Of igpo: discount from one reward position to the next.', unit: 'share' }),
+      ),
+      information_gain: Type.Optional(InformationGain),
       clip: object(
         {
           low: Type.Number({
@@ -723,6 +917,13 @@ const RlStage = object({
         description: 'Smallest set of tokens with this much probability.',
         unit: 'share',
       }),
+      cutoff: Type.Optional(
+        share({
+          exclusiveMinimum: 0,
+          description: 'When this part of a batch is done, the rest is asked for its answers at once.',
+          unit: 'share',
+        }),
+      ),
       max_staleness: Type.Integer({
         minimum: 0,
         maximum: 1,
@@ -749,8 +950,32 @@ const RlStage = object({
     {
       steps: Type.Optional(count({ maximum: 10_000_000, description: 'Optimizer steps.', unit: 'steps' })),
       epochs: Type.Optional(count({ maximum: 1_000_000, description: 'Passes over the tasks.', unit: 'epochs' })),
+      plateau: Type.Optional(
+        object(
+          {
+            metric: metricName({ description: 'A metric of `evaluate`, such as `eval/internal/avg_at_3`.' }),
+            patience: count({ description: 'Steps without a gain.', unit: 'steps' }),
+            min_delta: Type.Number({
+              minimum: 0,
+              maximum: 1000,
+              default: 0,
+              description: 'Smallest difference that is a gain.',
+            }),
+          },
+          { description: 'No gain for a while.' },
+        ),
+      ),
     },
     { minProperties: 1, description: 'When the stage ends: at the first of these.' },
+  ),
+  evaluate: Type.Optional(
+    object(
+      {
+        benchmark: Type.String({ description: 'One of `benchmarks`.' }),
+        every: count({ description: 'Steps between evaluations.', unit: 'steps' }),
+      },
+      { description: 'Measure a benchmark within the stage.' },
+    ),
   ),
 });
 
@@ -763,18 +988,26 @@ const ProfileStage = object({
 
 const Stage = byKind([SftStage, RlStage, ProfileStage], { description: 'One stage of the curriculum.' });
 
+const turnLimit = count({ maximum: 10_000, description: 'Completions before the answer is forced.', unit: 'turns' });
+
+const BenchmarkDataset = object(
+  {
+    split: Type.Optional(Type.String({ description: 'A split of `tasks.splits`.' })),
+    name: Type.Optional(modelName({ description: 'Or a name in the registry `datasets` of the profile.' })),
+    limit: Type.Optional(
+      count({ description: 'Take this many questions, the same for every checkpoint.', unit: 'questions' }),
+    ),
+    seed: seed('Chooses the questions; derived from the root seed when absent.'),
+  },
+  { minProperties: 1, description: 'What is asked: questions of a split, or of a named dataset.' },
+);
+
 const Benchmark = object(
   {
-    dataset: object(
-      {
-        split: Type.String({ description: 'A split of `tasks.splits`.' }),
-        limit: Type.Optional(
-          count({ description: 'Take this many questions, the same for every checkpoint.', unit: 'questions' }),
-        ),
-        seed: seed('Chooses the questions; derived from the root seed when absent.'),
-      },
-      { description: 'What is asked.' },
-    ),
+    dataset: Type.Unsafe<string | Static<typeof BenchmarkDataset>>({
+      anyOf: [modelName({ description: 'Name in the registry `datasets` of the profile.' }), BenchmarkDataset],
+      description: 'What is asked: a name in the registry `datasets` of the profile, or a part of the tasks.',
+    }),
     samples: count({ default: 1, maximum: 1024, description: 'k: trajectories per question.', unit: 'trajectories' }),
     metrics: Type.Array(words(['avg@k', 'pass@k'], { description: 'A metric.' }), {
       minItems: 1,
@@ -792,12 +1025,14 @@ const Benchmark = object(
     ),
     sampling: object({ ...Sampling.properties }, { default: {}, description: 'How completions are sampled.' }),
     max_turns: Type.Optional(
-      count({
-        maximum: 10_000,
-        description: 'Completions before the answer is forced; `agent.max_turns` when absent.',
+      Type.Unsafe<number | number[]>({
+        anyOf: [turnLimit, { type: 'array', items: turnLimit, minItems: 1, maxItems: 100, uniqueItems: true }],
+        description:
+          'Completions before the answer is forced; `agent.max_turns` when absent. A list measures each: `NAME_turns_50` …',
         unit: 'turns',
       }),
     ),
+    context_management: Type.Optional(contextManagement({})),
     max_turn_tokens: Type.Optional(
       tokens({ minimum: 8, description: 'Length of one completion; `agent.max_turn_tokens` when absent.' }),
     ),
@@ -805,6 +1040,58 @@ const Benchmark = object(
     seed: seed('Seed of the sampling; derived from the root seed when absent.'),
   },
   { description: 'A protocol by which checkpoints are measured.' },
+);
+
+const benchmarkNumber = (options: Record<string, unknown>) => Type.Number({ minimum: 0, maximum: 100, ...options });
+
+/** Numbers by benchmark, as published: percent. */
+const Reference = Type.Unsafe<ReferenceSection>({
+  type: 'object',
+  minProperties: 1,
+  properties: {
+    world: Type.String({
+      maxLength: 200,
+      default: 'unknown',
+      description: 'What was searched: `web` for the live web; results of other worlds are other protocols.',
+      key: false,
+    }),
+    protocol: Type.Optional(
+      Type.String({ maxLength: 2000, description: 'How it was measured, in words.', key: false }),
+    ),
+    source: Type.Optional(Type.String({ maxLength: 2000, description: 'Where the numbers stand.', key: false })),
+  },
+  additionalProperties: {
+    anyOf: [
+      benchmarkNumber({ description: 'Result.', unit: 'percent', key: false }),
+      object({
+        value: benchmarkNumber({ description: 'Result.', unit: 'percent', key: false }),
+        protocol: Type.String({ maxLength: 2000, description: 'What was different for this one.', key: false }),
+      }),
+    ],
+    description: 'Result on the benchmark of this name.',
+  },
+  description: 'Results of one system, by benchmark.',
+});
+export interface ReferenceSection {
+  [benchmark: string]: number | { value: number; protocol: string } | string | undefined;
+  world: string;
+  protocol?: string;
+  source?: string;
+}
+
+const Compare = object(
+  {
+    metric: Type.Optional(
+      metricName({ description: 'What arms are compared by, such as `eval/held_out/avg_at_2`.', key: false }),
+    ),
+    at: Type.Optional(
+      Type.String({ description: '`base`, `last` or the stage after which it was measured.', key: false }),
+    ),
+    control: Type.Optional(
+      Type.String({ description: 'Arm the others are compared with; the first when absent.', key: false }),
+    ),
+  },
+  { minProperties: 1, description: 'How the arms of a run are compared unless `exp compare` is told otherwise.' },
 );
 
 const Budget = object(
@@ -882,6 +1169,7 @@ export const Experiment = object(
     ),
     corpus: Corpus,
     index: Index,
+    decontaminate: Type.Optional(Decontaminate),
     tasks: Tasks,
     policy: Policy,
     agent: Type.Unsafe<Static<typeof Agent>>({ ...Agent, default: {} }),
@@ -909,6 +1197,29 @@ export const Experiment = object(
         { description: 'Where numbers are shown.' },
       ),
     ),
+    references: Type.Optional(
+      named(Reference, { description: 'Published results that stand beside ours, by name of the system.' }),
+    ),
+    reuse: Type.Optional(
+      Type.Unsafe<Record<string, { run: string }>>({
+        type: 'object',
+        minProperties: 1,
+        propertyNames: { type: 'string', pattern: '^stages\\.[a-z][a-z0-9_]{0,62}$', code: 'NAME' },
+        additionalProperties: object(
+          {
+            run: Type.String({
+              pattern: '^[a-z][a-z0-9_-]*$',
+              description: 'Id of a run, or `latest`: the newest finished run of this experiment or one it extends.',
+              key: false,
+            }),
+          },
+          { description: 'Where the checkpoint comes from.' },
+        ),
+        description:
+          'Stages (`stages.NAME`) that are not trained here: their checkpoints are those of a run, whatever the spec says of them.',
+      }),
+    ),
+    compare: Type.Optional(Compare),
     budget: Type.Optional(Budget),
     ablations: Type.Optional(
       named(

@@ -4,6 +4,7 @@
  * result can depend on the order in which a spec was written.
  */
 import type { NodeKind, PlanNode } from './plan.ts';
+import type { Capability, TaskFormat } from './task.ts';
 
 /** Stands where a digest is not known yet (model not made, file not there); such a plan is not submitted. */
 export const UNKNOWN_DIGEST = 'unknown';
@@ -29,8 +30,12 @@ export interface AgentParameters {
   observation_tokens: number;
   /** Results one search call returns, over all its queries. */
   search_results: number;
-  context_management: 'none';
+  context_management: 'none' | 'drop_observations' | 'summarize';
+  /** The first answer ends the trajectory. */
+  terminate_on_answer: boolean;
   deny_urls: 'none' | 'from_task';
+  /** Share of calls that go wrong, by tool and way; null when none shall. */
+  faults: Record<string, Record<string, number>> | null;
 }
 
 export interface SamplingParameters {
@@ -56,6 +61,14 @@ export interface AdapterParameters {
 export interface KeepParameters {
   min_passes: number;
   max_passes: number;
+}
+
+/** Kept tasks by the mean length of their trajectories. */
+export interface BucketParameters {
+  by: 'trajectory_tokens';
+  edges: number[];
+  /** One for each bucket; null when all count the same. */
+  weights: number[] | null;
 }
 
 export interface ChunkParameters {
@@ -108,7 +121,15 @@ export interface TaskFields {
 }
 export type TaskSource =
   | { kind: 'generated'; from: 'corpus'; count: number; seed: number }
-  | (SourceBase & { kind: 'jsonl' | 'parquet'; fields: TaskFields; limit: number | null; seed: number });
+  | (SourceBase & {
+      kind: 'jsonl' | 'parquet';
+      format: TaskFormat;
+      fields: TaskFields;
+      limit: number | null;
+      seed: number;
+      /** How the capability is found when no column names it; null when one does. */
+      capability: { judge: true } | { column: string; map: Record<string, Capability> } | null;
+    });
 
 export interface TasksParameters {
   sources: Record<string, TaskSource>;
@@ -117,6 +138,8 @@ export interface TasksParameters {
   /** Share of each split; they sum to 1. */
   splits: Record<string, number>;
   limit: number | null;
+  /** Sets that no task of `splits` may overlap with; their digests are among the node's files. */
+  decontaminate: { against: string[]; method: 'ngram'; n: number; splits: string[] } | null;
 }
 
 export interface ResampleParameters {
@@ -129,7 +152,13 @@ export interface TrajectoriesParameters {
   source: 'demonstrations' | 'import';
   count: number | null;
   resample: ResampleParameters | null;
-  clean: { drop_repeated_calls: boolean; require_valid_format: boolean; require_correct: boolean } | null;
+  format: 'messages' | 'sharegpt' | 'webdancer' | 'redsearcher' | 'literesearcher' | null;
+  clean: {
+    tools: string[];
+    drop_repeated_calls: boolean;
+    require_valid_format: boolean;
+    require_correct: boolean;
+  } | null;
   agent: AgentParameters;
   context_length: number;
   /** Whose tokenizer and chat template the trajectories are rendered with. */
@@ -163,6 +192,7 @@ export interface ProfileParameters {
   split: string;
   rollouts: number;
   keep: KeepParameters;
+  buckets: BucketParameters | null;
   agent: AgentParameters;
   context_length: number;
   sampling: SamplingParameters;
@@ -171,21 +201,48 @@ export interface ProfileParameters {
 }
 
 export interface AlgorithmParameters {
-  name: 'grpo';
+  name: 'grpo' | 'dr_grpo' | 'dapo' | 'gspo' | 'cispo' | 'igpo';
   clip: { low: number; high: number; dual: number | null };
-  kl: { coefficient: number; estimator: 'k1' | 'k2' | 'k3' } | null;
+  /** To the weights the stage starts from, or to those of the stage `reference`. */
+  kl: { coefficient: number; estimator: 'k1' | 'k2' | 'k3'; reference: string | null } | null;
   loss: 'token_mean' | 'seq_mean_token_mean';
   importance: { level: 'token' | 'sequence'; truncate: number; veto: number | null } | null;
   /** Divide by the group's standard deviation, as GRPO does. */
   normalize_std: boolean;
+  /** Only with `igpo`; what is null is as the preset has it. */
+  igpo: {
+    preset: 'paper' | 'dr_venus' | 'released_2025';
+    gamma: number | null;
+    measure: 'log_prob' | 'prob' | null;
+    scope: string[] | null;
+    every: number | null;
+    normalize: 'scaled_separate' | 'separate' | 'joint' | 'raw_ig' | null;
+    weight: number | null;
+  } | null;
 }
 
 export interface RlParameters {
   algorithm: AlgorithmParameters;
-  rollout: { group_size: number; prompts_per_step: number; temperature: number; top_p: number; max_staleness: number };
+  rollout: {
+    group_size: number;
+    prompts_per_step: number;
+    temperature: number;
+    top_p: number;
+    max_staleness: number;
+    /** Part of a batch after which the rest is asked for answers; null for never. */
+    cutoff: number | null;
+  };
   /** `minibatch` counts prompts (whole groups) an optimizer update. */
   optimizer: OptimizerParameters & { minibatch: number };
-  until: { steps: number | null; epochs: number | null };
+  until: {
+    steps: number | null;
+    epochs: number | null;
+    plateau: { metric: string; patience: number; min_delta: number } | null;
+  };
+  /** Within the stage: a benchmark, its protocol, and how often. */
+  evaluate: { benchmark: string; every: number; protocol: Record<string, unknown> } | null;
+  /** Steps after which pass rates are measured again. */
+  refresh_every: number | null;
   /** Online filter of groups, and which profiled tasks are trained on; null without `difficulty`. */
   keep: KeepParameters | null;
   agent: AgentParameters;
@@ -234,9 +291,13 @@ export interface Unkeyed {
   paths?: Record<string, string>;
   /** Source name → records it must have. */
   expect?: Record<string, number>;
-  resources?: { gpu: number; nodes: number };
+  resources?: { gpu: number; nodes: number; context_parallel: number };
   /** `rl` and `sft`: steps between durable checkpoints, and how many are kept. */
-  checkpoint?: { every: number; keep: { last: number } };
+  checkpoint?: { every: number; keep: { last: number; best?: number } };
+  /** What computes beliefs. */
+  beliefs?: 'trainer' | 'engine';
+  /** The run whose artifact stands for this node, by `reuse`. */
+  reused_from?: string;
   /** Names of what made this key unknown. */
   unknown?: string[];
 }

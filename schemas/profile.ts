@@ -1,4 +1,5 @@
 import { type Static, Type } from 'typebox';
+import { TASK_COLUMNS } from './task.ts';
 
 const closed = { additionalProperties: false } as const;
 
@@ -134,11 +135,23 @@ const located = {
 export const DatasetEntry = Type.Object(
   {
     ...located,
-    format: Type.String({ description: 'jsonl, parquet, literesearcher, hotpotqa …' }),
-    split: Type.Optional(Type.String()),
+    records: Type.Optional(Type.Integer({ minimum: 1, description: 'Questions it must have; used in estimates too.' })),
+    format: Type.Union([Type.Literal('jsonl'), Type.Literal('parquet')], {
+      description: 'Of questions, one a record.',
+    }),
+    fields: Type.Optional(
+      Type.Partial(
+        Type.Object(Object.fromEntries(Object.keys(TASK_COLUMNS).map((name) => [name, Type.String()])), closed),
+        {
+          description: 'What its columns are called, where they are not called as in a spec.',
+        },
+      ),
+    ),
   },
   closed,
 );
+
+export type DatasetEntry = Static<typeof DatasetEntry>;
 
 export const ModelEntry = Type.Object(
   {
@@ -222,6 +235,21 @@ export const Profile = Type.Object(
         thousand_tool_calls: Type.Number({ minimum: 0 }),
       },
       { ...closed, description: 'For estimates.' },
+    ),
+    throughput: Type.Optional(
+      Type.Object(
+        {
+          sampled_tokens_per_gpu_second: Type.Number({
+            exclusiveMinimum: 0,
+            description: 'Of all sequences an engine decodes at once, over its GPUs.',
+          }),
+          trained_tokens_per_gpu_second: Type.Number({
+            exclusiveMinimum: 0,
+            description: 'Of a trainer, over its GPUs.',
+          }),
+        },
+        { ...closed, description: 'As measured with the policy that is trained; for estimates of GPU-hours.' },
+      ),
     ),
     data_roots: Type.Array(Type.String(), {
       description: 'Folders below which a spec may name files, besides its own.',

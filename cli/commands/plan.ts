@@ -9,7 +9,7 @@ import type { Unkeyed } from '../../schemas/node-parameters.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
 import type { Profile } from '../../schemas/profile.ts';
 import type { Command, CommandIo } from '../command.ts';
-import { isOutage, openStack, type Stack } from '../open-stack.ts';
+import { isOutage, openStackToAsk, type Stack } from '../open-stack.ts';
 import { planSpec } from '../plan-spec.ts';
 import { problemsToJson, showProblems } from '../show-problems.ts';
 import { count, detectTerminal, renderTable } from '../terminal.ts';
@@ -45,7 +45,15 @@ export const command: Command = {
     });
     const { spec, overrides } = splitPositionals(positionals, 'exp plan');
     const { overlay: overlays, profile: profileName, label } = values;
-    const loaded = await planSpec({ spec, overrides, overlays, profile: profileName, label, env: io.env });
+    const loaded = await planSpec({
+      spec,
+      overrides,
+      overlays,
+      profile: profileName,
+      label,
+      env: io.env,
+      lookUp: true,
+    });
     const { plan, problems, warnings, unknown, root, texts, profile } = loaded;
     if (plan === null) {
       if (values.json) io.out(JSON.stringify({ problems: problemsToJson(problems) }));
@@ -70,7 +78,7 @@ export const command: Command = {
 
 /** What each node would do, as far as the stack can be asked: planning needs no service. */
 async function actionsOnStack(plan: Plan, profile: Profile): Promise<NodeAction[]> {
-  const stack = await openStack(profile);
+  const stack = await openStackToAsk(profile);
   try {
     return await decideActions(plan.arms, stack && artifactLookup(stack));
   } catch (error) {

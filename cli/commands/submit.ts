@@ -46,7 +46,7 @@ export const command: Command = {
     const { spec, overrides } = splitPositionals(positionals, 'exp submit');
     const { overlay: overlays, label, watch, json } = values;
     const { profile, ref } = openProfile(values.profile);
-    const loaded = await planSpec({ spec, overrides, overlays, profile: ref, label, env: io.env });
+    const loaded = await planSpec({ spec, overrides, overlays, profile: ref, label, env: io.env, lookUp: true });
     if (loaded.plan === null) {
       if (json) io.out(JSON.stringify({ problems: problemsToJson(loaded.problems) }));
       else showProblems(loaded.problems, loaded.texts, io);

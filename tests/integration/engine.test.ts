@@ -335,6 +335,8 @@ describe('a batch of rollouts', () => {
       observation_tokens: 64,
       search_results: 3,
       context_management: 'none',
+      terminate_on_answer: true,
+      faults: null,
       deny_urls: 'none',
     },
     sampling: { temperature: 1, top_p: 1 },

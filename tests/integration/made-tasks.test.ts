@@ -89,6 +89,8 @@ const agent = {
   search_results: 5,
   context_management: 'none' as const,
   deny_urls: 'from_task' as const,
+  terminate_on_answer: true,
+  faults: null,
 };
 const sampling = { temperature: 1, top_p: 1 };
 const reward = { outcome: 'exact_match' as const, format_penalty: 1, judge: null };
@@ -97,6 +99,7 @@ const profile = {
   tasks: 8,
   split: 'train',
   rollouts: 4,
+  buckets: null,
   keep: { min_passes: 1, max_passes: 3 },
   agent,
   context_length: 1536,
@@ -161,6 +164,7 @@ const nodes = [
     mix,
     splits: { held_out: 0.3, train: 0.7 },
     limit: null,
+    decontaminate: null,
   }),
   node('cold_start.trajectories', 'trajectories', ['tasks', 'index'], {
     source: 'demonstrations',
@@ -173,6 +177,7 @@ const nodes = [
       ],
     },
     clean: null,
+    format: null,
     agent,
     context_length: 1536,
     model: { name: 'smollm2-135m-instruct', sha256: 'unused' },

@@ -1,16 +1,9 @@
 import { expect, test } from 'vitest';
-import { splitTasks, taskOfRow } from '../../environments/deep-research/tasks/import-tasks.ts';
+import { splitTasks, type TaskShape, taskOfRow } from '../../environments/deep-research/tasks/import-tasks.ts';
+import { TASK_COLUMNS } from '../../schemas/task.ts';
 
-const columns = {
-  id: 'id',
-  question: 'question',
-  answer: 'answer',
-  aliases: 'aliases',
-  gold_ids: 'gold_doc_ids',
-  deny_urls: 'deny_urls',
-  capability: 'capability',
-};
-const read = (row: unknown) => taskOfRow(row, columns, 'hotpot');
+const shape: TaskShape = { format: 'columns', fields: TASK_COLUMNS, capability: null };
+const read = (row: unknown) => taskOfRow(row, shape, 'hotpot');
 
 test('a row becomes a task; ids of gold documents become their URLs', () => {
   expect(
@@ -32,6 +25,31 @@ test('a row becomes a task; ids of gold documents become their URLs', () => {
     evidence: ['doc:42c', 'https://example.org/x'],
     deny_urls: [],
   });
+});
+
+test('the layout of LiteResearcher is read, and its families are capabilities by a map', () => {
+  const published: TaskShape = {
+    format: 'literesearcher',
+    fields: TASK_COLUMNS,
+    capability: { column: 'data_source', map: { mqa: 'cross_verification' } },
+  };
+  const row = {
+    data_source: 'mqa',
+    prompt: [{ role: 'user', content: ' Question: Who?' }],
+    reward_model: { ground_truth: { target: ['Ada', 'Ada Lovelace'] }, style: 'llm' },
+    extra_info: { index: 12, question: 'Who?', mask_url: ['https://example.org/a'], split: 'train' },
+  };
+  expect(taskOfRow(row, published, 'stage2')).toEqual({
+    task_id: 'stage2-12',
+    question: 'Who?',
+    answer: 'Ada',
+    aliases: ['Ada Lovelace'],
+    capability: 'cross_verification',
+    source: 'stage2',
+    evidence: [],
+    deny_urls: ['https://example.org/a'],
+  });
+  expect(taskOfRow({ ...row, data_source: 'other' }, published, 'stage2')).toMatchObject({ capability: 'unknown' });
 });
 
 test('a list of answers is one answer and its aliases; a number is its text; an unknown capability is unknown', () => {

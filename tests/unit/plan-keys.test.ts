@@ -194,6 +194,7 @@ describe('flipping a leaf changes exactly the nodes that depend on it', () => {
           root,
           specFile: recipe,
           dataRoots: [],
+          datasets: new Map(),
           digests: new FileDigests(options.cacheDir),
         })
       ).byField,

@@ -96,12 +96,27 @@ describe('estimates', () => {
       ],
     });
     const estimate = (id: string) => estimateNode(nodes.find((node) => node.id === id) as PlanNode, nodes);
-    expect(estimate('stage1.profile')).toEqual({ rollouts: 40, tokens_at_most: 40_000, tool_calls_at_most: 160 });
-    expect(estimate('stage1')).toEqual({ rollouts: 60, tokens_at_most: 60_000, tool_calls_at_most: 240 });
+    expect(estimate('stage1.profile')).toEqual({
+      rollouts: 40,
+      tokens_at_most: 40_000,
+      trained_tokens_at_most: 0,
+      tool_calls_at_most: 160,
+    });
+    expect(estimate('stage1')).toEqual({
+      rollouts: 60,
+      tokens_at_most: 60_000,
+      trained_tokens_at_most: 60_000,
+      tool_calls_at_most: 240,
+    });
   });
 
   test('are unknown where the spec does not say how many tasks there are', async () => {
-    const nodes = await nodesOf(multihop, { overrides: ['~curriculum.difficulty_of_base.difficulty.tasks'] });
-    expect(estimateNode(nodes.find(({ kind }) => kind === 'profile') as PlanNode, nodes)).toBeNull();
+    const all = ['~curriculum.difficulty_of_base.difficulty.tasks'];
+    const estimate = async (overrides: string[]) => {
+      const nodes = await nodesOf(multihop, { overrides });
+      return estimateNode(nodes.find(({ kind }) => kind === 'profile') as PlanNode, nodes);
+    };
+    expect(await estimate([...all, '~tasks.sources.questions.expect'])).toBeNull();
+    expect(await estimate(all)).toMatchObject({ rollouts: 250 * 4 });
   });
 });

@@ -31,7 +31,8 @@ describe('the schema of experiments', () => {
     const open = [...parts(viewOf(Experiment))].filter(
       ([, part]) => part.properties !== undefined && part.additionalProperties !== false,
     );
-    expect(open.map(([path]) => path)).toEqual([]);
+    // The names of benchmarks stand beside its fields; that they exist is checked later.
+    expect(open.map(([path]) => path)).toEqual(['.references.NAME']);
   });
 
   test('is a valid JSON Schema, strictly, as is every other', () => {

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { CAPABILITIES, type Capability, type Task } from '../../../schemas/task.ts';
+import { CAPABILITIES, type Capability, type Task, type TaskFormat } from '../../../schemas/task.ts';
 import { apportion } from './quotas.ts';
 import { hashFraction } from './seeded.ts';
 
@@ -22,10 +22,35 @@ export type ImportedTask = Omit<Task, 'split'>;
 const MAX_QUESTION = 8_000;
 const MAX_ANSWER = 2_000;
 
+export interface TaskShape {
+  format: TaskFormat;
+  fields: TaskColumns;
+  /** How the capability is found when no column names it. */
+  capability: { judge: true } | { column: string; map: Readonly<Record<string, Capability>> } | null;
+}
+
+type Row = Record<string, unknown>;
+const isRow = (value: unknown): value is Row => typeof value === 'object' && value !== null && !Array.isArray(value);
+
+/** LiteResearcher's training sets are in verl's layout: the answer and the forbidden URLs are nested. */
+function flattened(row: Row, format: TaskFormat): Row {
+  if (format === 'columns') return row;
+  const extra = isRow(row['extra_info']) ? row['extra_info'] : {};
+  const truth = isRow(row['reward_model']) ? row['reward_model']['ground_truth'] : undefined;
+  return {
+    ...row,
+    id: extra['index'],
+    question: row['question'] ?? extra['question'],
+    answer: isRow(truth) ? truth['target'] : truth,
+    deny_urls: extra['mask_url'],
+  };
+}
+
 /** The task of one record, or why there is none. `answer` may be a list: the first counts, the others are aliases. */
-export function taskOfRow(row: unknown, columns: TaskColumns, source: string): ImportedTask | string {
-  if (typeof row !== 'object' || row === null || Array.isArray(row)) return 'not a JSON object';
-  const record = row as Record<string, unknown>;
+export function taskOfRow(row: unknown, shape: TaskShape, source: string): ImportedTask | string {
+  if (!isRow(row)) return 'not a JSON object';
+  const record = flattened(row, shape.format);
+  const columns = shape.fields;
   const question = textOf(record[columns.question]);
   if (question === null) return `no ${columns.question}`;
   const [answer, ...others] = textsOf(record[columns.answer]) ?? [];
@@ -49,7 +74,7 @@ export function taskOfRow(row: unknown, columns: TaskColumns, source: string): I
     question,
     answer,
     aliases: [...new Set([...others, ...aliases])].filter((alias) => alias !== answer),
-    capability: capabilityOf(record[columns.capability]),
+    capability: capabilityOf(record, shape),
     source,
     evidence: gold_ids.map((gold) => (/^[a-z][a-z0-9+.-]*:/i.test(gold) ? gold : `doc:${gold}`)),
     deny_urls,
@@ -68,7 +93,9 @@ function textsOf(value: unknown): string[] | null {
   return items.includes(null) ? null : (items as string[]);
 }
 
-function capabilityOf(value: unknown): Capability | 'unknown' {
+function capabilityOf(record: Row, { fields, capability: found }: TaskShape): Capability | 'unknown' {
+  if (found !== null && 'column' in found) return found.map[String(record[found.column])] ?? 'unknown';
+  const value = record[fields.capability];
   return CAPABILITIES.find((capability) => capability === value) ?? 'unknown';
 }
 

@@ -41,6 +41,6 @@ export class RowReport {
     if (expectedRecords !== undefined && rows !== expectedRecords) {
       throw new ExpError('EXPECT_RECORDS', this.source, `expected ${expectedRecords} records, found ${rows}`);
     }
-    if (this.good === 0) throw new ExpError('EMPTY', this.source, 'the source has no pages');
+    if (this.good === 0) throw new ExpError('EMPTY', this.source, 'the source has no records');
   }
 }
