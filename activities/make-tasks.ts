@@ -20,6 +20,7 @@ import { RowReport } from '../environments/world/sources/row-report.ts';
 import type { CorpusBody, Metric, TasksBody } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
 import { type NodeOf, nodeOf, type TaskSource } from '../schemas/node-parameters.ts';
+import { BenchmarkQuestions, OverlapReport } from '../schemas/overlap.ts';
 import { CAPABILITIES, type Task } from '../schemas/task.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { readParquet } from './adapters/parquet.ts';
@@ -84,6 +85,7 @@ export const createTaskActivities = ({
         node.seed ?? 0,
       );
       if (tasks.length === 0) throw new ExpError('NO_TASKS', ref.id, 'no source gave a single task');
+      await refuseContaminated(node, tasks, moved);
 
       await mkdir(work, { recursive: true });
       const folder = await mkdtemp(join(work, 'tasks-'));
@@ -187,6 +189,28 @@ async function importFrom(
   });
   const { licence, provenance } = source;
   return { tasks, report: { tasks: tasks.length, dropped, bad_rows: rows.examples, licence, provenance } };
+}
+
+/** No task that is trained on may overlap with a benchmark set. Throws CONTAMINATED, a gate. */
+async function refuseContaminated(node: NodeOf<'tasks'>, tasks: readonly Task[], moved: () => void): Promise<void> {
+  const { decontaminate } = node.parameters;
+  if (decontaminate === null) return;
+  const questions = new BenchmarkQuestions(decontaminate.n);
+  for (const [name, fields] of Object.entries(decontaminate.against)) {
+    const path = node.unkeyed.paths?.[`against.${name}`] as string;
+    for await (const { row } of path.endsWith('.parquet') ? parquetRows(path) : jsonRows(path)) {
+      moved();
+      const task = taskOfRow(row, { format: 'columns', fields, capability: null }, name);
+      if (typeof task !== 'string')
+        questions.add(name, { id: task.task_id, question: task.question, urls: task.evidence });
+    }
+  }
+  const report = new OverlapReport();
+  for (const { task_id, split, question, evidence } of tasks) {
+    if (decontaminate.splits.includes(split)) report.note(task_id, questions.find({ question, urls: evidence }));
+  }
+  const message = report.message();
+  if (message !== null) throw new ExpError('CONTAMINATED', node.id, message);
 }
 
 interface Row {

@@ -13,6 +13,7 @@ import { bootstrapMean, type Estimate } from '../environments/deep-research/benc
 import type { BenchmarkBody } from '../schemas/artifact.ts';
 import { canonicalJson } from '../schemas/canonical.ts';
 import { ExpError } from '../schemas/errors.ts';
+import type { Experiment } from '../schemas/experiment.ts';
 import type { Plan, PlanArm } from '../schemas/plan.ts';
 
 /** One benchmark of one arm at one checkpoint. */
@@ -30,7 +31,8 @@ export interface ComparedRow {
   name: string;
   /** The leaves of the spec in which rows differ. */
   differs: Record<string, string>;
-  seeds: string[];
+  /** One for each seed; the row's own value pools them by question. */
+  seeds: { seed: string; value: Estimate }[];
   after: string;
   value: Estimate;
   /** Null for the control itself. */
@@ -46,27 +48,45 @@ export interface Comparison {
   refused: { name: string; reason: string }[];
   /** Arms without a result. */
   missing: string[];
+  /** Published results of other systems: beside ours, never paired with them. */
+  references: PublishedResult[];
+}
+
+export interface PublishedResult {
+  name: string;
+  /** Share, as ours. */
+  value: number;
+  /** In words: what is known of how it was measured. */
+  protocol: string;
 }
 
 export interface ComparisonOptions {
   /** `eval/BENCHMARK/METRIC`; the first metric of every benchmark when absent. */
   metric?: string | undefined;
-  /** A stage, `base` or `last`. */
-  at: string;
+  /** A stage, `base` or `last`; the last when absent. */
+  at?: string | undefined;
   control?: string | undefined;
 }
 
 const SEED_PART = /^(.*\.)?seed=/;
 /** Leaves that tell runs apart and change no result. */
 const UNKEYED =
-  /^(api_version|name|description|extends|vars|tracking|ablations|sweep|benchmark_defaults)(\.|$)|(^|\.)seed$/;
+  /^(api_version|name|description|extends|vars|tracking|ablations|sweep|benchmark_defaults|references|compare|budget)(\.|$)|(^|\.)seed$/;
 
 export async function compareRuns(
   store: ArtifactStore,
   runs: readonly { id: string; plan: Plan }[],
-  options: ComparisonOptions,
+  asked: ComparisonOptions,
 ): Promise<Comparison[]> {
+  const spec = runs[0]?.plan.spec as Partial<Experiment> | undefined;
   const severalRuns = runs.length > 1;
+  const declared = spec?.compare ?? {};
+  const options = {
+    metric: asked.metric ?? declared.metric,
+    at: asked.at ?? declared.at ?? 'last',
+    // Among several runs, an arm is named with its run.
+    control: asked.control ?? (severalRuns ? undefined : declared.control),
+  };
   const measured: Measured[] = [];
   const missing: string[] = [];
   for (const { id, plan } of runs) {
@@ -86,9 +106,19 @@ export async function compareRuns(
   return names.map((name) =>
     compareBenchmark(
       measured.filter(({ body }) => body.benchmark === name),
-      { benchmark: name, metric, control: options.control, missing },
+      { benchmark: name, metric, control: options.control, missing, references: publishedFor(name, spec?.references) },
     ),
   );
+}
+
+/** What a spec says others have measured on a benchmark. */
+function publishedFor(benchmark: string, references: Experiment['references'] = {}): PublishedResult[] {
+  return Object.entries(references).flatMap(([name, { world, protocol, [benchmark]: result }]) => {
+    if (result === undefined || typeof result === 'string') return [];
+    const { value, protocol: own } = typeof result === 'number' ? { value: result, protocol: undefined } : result;
+    const words = [`world ${world}`, protocol, own].filter((part) => part !== undefined);
+    return [{ name, value: value / 100, protocol: words.join('; ') }];
+  });
 }
 
 function groupOf({ name, seed }: PlanArm, run: string | null): { group: string; seed: string } {
@@ -147,8 +177,11 @@ function compareBenchmark(
     benchmark,
     metric: wanted,
     control: wantedControl,
-    missing,
-  }: { benchmark: string; metric: string | undefined; control: string | undefined; missing: string[] },
+    ...rest
+  }: Pick<Comparison, 'benchmark' | 'missing' | 'references'> & {
+    metric: string | undefined;
+    control: string | undefined;
+  },
 ): Comparison {
   const groups = groupBy(measured, ({ group }) => group);
   const control = wantedControl ?? (groups.has('control') ? 'control' : ([...groups.keys()][0] as string));
@@ -178,13 +211,16 @@ function compareBenchmark(
     return {
       name,
       differs: Object.fromEntries(differing.map((leaf) => [leaf, first.leaves.get(leaf) ?? '–'])),
-      seeds: members.map(({ seed }) => seed),
+      seeds: members.map((one) => ({
+        seed: one.seed,
+        value: bootstrapMean([...valuesOf(one, metric).values()], benchmark),
+      })),
       after: first.body.after,
       value: bootstrapMean([...values.values()], benchmark),
       paired: name === control ? null : comparePaired(controlValues, values, benchmark),
     };
   });
-  return { benchmark, metric, control, rows, refused, missing };
+  return { benchmark, metric, control, rows, refused, ...rest };
 }
 
 function valuesOf({ questions }: Measured, metric: string): QuestionValues {

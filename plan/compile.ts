@@ -12,6 +12,7 @@ import {
   type PolicyParameters,
   type RewardParameters,
   type RlParameters,
+  type TaskFields,
   type TaskSource,
   type TasksParameters,
   UNKNOWN_DIGEST,
@@ -271,10 +272,19 @@ class Compiler {
     const trained = Object.values(curriculum).filter(trains).map(splitOf);
     const inputs = against.map((name) => this.#inputs.get(`datasets.${name}`) as InputFiles);
     return {
-      parameters: { against, method: decontaminate.method, n: decontaminate.n, splits: [...new Set(trained)].sort() },
+      parameters: {
+        against: Object.fromEntries(against.map((name) => [name, this.#columnsOf(name)])),
+        method: decontaminate.method,
+        n: decontaminate.n,
+        splits: [...new Set(trained)].sort(),
+      },
       files: inputs.flatMap(({ files }) => files),
       paths: Object.fromEntries(against.map((name, index) => [`against.${name}`, inputs[index]?.absolute as string])),
     };
+  }
+
+  #columnsOf(dataset: string): TaskFields {
+    return { ...TASK_COLUMNS, ...this.#names.datasets.get(dataset)?.fields };
   }
 
   /** The questions of a dataset of the profile: the same for every seed and every experiment. */
@@ -286,7 +296,7 @@ class Compiler {
     const source: TaskSource = {
       kind: entry?.format === 'parquet' ? 'parquet' : 'jsonl',
       format: 'columns',
-      fields: { ...TASK_COLUMNS, ...entry?.fields },
+      fields: this.#columnsOf(name),
       limit: null,
       seed: 0,
       capability: null,

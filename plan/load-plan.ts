@@ -7,6 +7,7 @@ import type { Profile } from '../schemas/profile.ts';
 import { type ArmDraft, armsOf, changesOf, withoutArms } from './arms.ts';
 import { checkSpec } from './check.ts';
 import { compileNodes, type ReusedStage } from './compile.ts';
+import { checkContamination } from './decontaminate.ts';
 import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
 import { child, type Located, nodeAt } from './located.ts';
@@ -161,7 +162,8 @@ async function compileSpec(
     repoRoot,
     pythonLock,
   });
-  const problems = withoutEchoes(found, inputs.problems);
+  const contaminated = checkContamination(experiment, root, names, inputs.byField);
+  const problems = [found, inputs.problems, contaminated].reduce(withoutEchoes);
   const { reused, lacks } = await findReused(experiment, specNames, options.findStage);
   const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField, reused });
   return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks, ...lacks] };

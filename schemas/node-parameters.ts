@@ -139,7 +139,7 @@ export interface TasksParameters {
   splits: Record<string, number>;
   limit: number | null;
   /** Sets that no task of `splits` may overlap with; their digests are among the node's files. */
-  decontaminate: { against: string[]; method: 'ngram'; n: number; splits: string[] } | null;
+  decontaminate: { against: Record<string, TaskFields>; method: 'ngram'; n: number; splits: string[] } | null;
 }
 
 export interface ResampleParameters {

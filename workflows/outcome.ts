@@ -13,7 +13,7 @@ export function worstOf(statuses: readonly ArmStatus[]): RunStatus {
 }
 
 /** Codes that mean: the experiment's own bar was not met. Exit 3, not a failure of the machinery. */
-const GATE_CODES = new Set(['TOO_FEW_SOLVABLE']);
+const GATE_CODES = new Set(['TOO_FEW_SOLVABLE', 'CONTAMINATED']);
 
 /** How a node ended, from what was thrown. */
 export function outcomeOfError(node: { id: string; key: string }, error: unknown): NodeOutcome {

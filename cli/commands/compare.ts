@@ -10,11 +10,15 @@ import { type Column, detectTerminal, renderTable } from '../terminal.ts';
 export const command: Command = {
   name: 'compare',
   summary: 'Compare arms and runs, question by question, with a control.',
-  usage: 'compare RUN [RUN …] [--metric M] [--at STAGE] [--control ARM] [--csv | --markdown | --json] [--profile P]',
-  help: `  --metric M       eval/BENCHMARK/METRIC; by default the first metric of every benchmark
+  usage: 'compare RUN… | --ablations RUN [--metric M] [--at STAGE] [--control ARM] [--csv | --markdown | --json]',
+  help: `  --ablations RUN  the arms of one run, as its spec says under compare
+  --metric M       eval/BENCHMARK/METRIC; by default the first metric of every benchmark
   --at STAGE       the checkpoint: a stage, base, or last (default)
   --control ARM    what the others are compared with (default: the arm control, else the first)
-  Arms that differ only in their seed are one row: each question counts with its mean over seeds.
+  --profile P      name or path of a profile (default: local)
+  What is not given here is as the first run's spec says under compare.
+  Arms that differ only in their seed are one row: each question counts with its mean over seeds; the rows below it
+  are the seeds alone.
   Differences are paired by question: 95 % intervals by bootstrap, p by a two-sided sign-flip permutation test.
   Arms measured by another protocol are not put beside the others; what differs is said.`,
 
@@ -24,7 +28,8 @@ export const command: Command = {
       allowPositionals: true,
       options: {
         metric: { type: 'string' },
-        at: { type: 'string', default: 'last' },
+        ablations: { type: 'string' },
+        at: { type: 'string' },
         control: { type: 'string' },
         csv: { type: 'boolean', default: false },
         markdown: { type: 'boolean', default: false },
@@ -32,13 +37,15 @@ export const command: Command = {
         profile: { type: 'string' },
       },
     });
-    if (positionals.length === 0) throw new ExpError('USAGE', 'exp compare', 'wants a RUN, or several');
+    const wanted = [...(values.ablations === undefined ? [] : [values.ablations]), ...positionals];
+    if (wanted.length === 0) throw new ExpError('USAGE', 'exp compare', 'wants a RUN, or several');
     return withStack(values.profile, async ({ pool, store }) => {
-      const rows = await Promise.all(positionals.map((wanted) => findRun(pool, wanted)));
+      const rows = await Promise.all(wanted.map((name) => findRun(pool, name)));
       const runs = await Promise.all(
         rows.map(async ({ id, plan_blob }) => ({ id, plan: await store.readJson<Plan>(plan_blob) })),
       );
-      const comparisons = await compareRuns(store, runs, values);
+      const { metric, at, control } = values;
+      const comparisons = await compareRuns(store, runs, { metric, at, control });
       if (values.json) io.out(JSON.stringify({ comparisons }));
       else for (const comparison of comparisons) show(comparison, values, io);
       return ExitCode.done;
@@ -63,6 +70,8 @@ function show(comparison: Comparison, { csv, markdown }: { csv: boolean; markdow
     const columns = titles.map((title): Column => ({ title, align: NUMBERS.has(title) ? 'right' : 'left' }));
     for (const line of renderTable(detectTerminal(io), columns, rows)) io.out(line);
   }
+  for (const { name, protocol } of comparison.references)
+    io.out(`${name} is a published number, not measured here and not compared: ${protocol}`);
   for (const { name, reason } of refused)
     io.out(`${name} was measured by another protocol and is not compared: ${reason}`);
   if (missing.length > 0) io.out(`without a result: ${missing.join(', ')}`);
@@ -70,20 +79,42 @@ function show(comparison: Comparison, { csv, markdown }: { csv: boolean; markdow
 
 const NUMBERS = new Set(['seeds', 'value', 'difference', 'p', 'won–lost']);
 
-function tableOf({ rows }: Comparison): { titles: string[]; rows: string[][] } {
+/** Arms, below each of several seeds those alone, and at the end what others have published. */
+function tableOf({ rows, references }: Comparison): { titles: string[]; rows: string[][] } {
   const leaves = Object.keys(rows[0]?.differs ?? {});
   const titles = ['arm', ...leaves, 'after', 'seeds', 'value', 'difference', 'p', 'won–lost'];
-  return {
-    titles,
-    rows: rows.map((row) => [
+  const blank = leaves.map(() => '');
+  const ours = rows.flatMap((row) => [
+    [
       row.name,
       ...leaves.map((leaf) => row.differs[leaf] ?? ''),
       row.after,
       String(row.seeds.length),
       percent(row.value),
       ...pairedCells(row),
+    ],
+    ...(row.seeds.length > 1 ? row.seeds : []).map(({ seed, value }) => [
+      `  ${seed}`,
+      ...blank,
+      row.after,
+      '',
+      percent(value),
+      '',
+      '',
+      '',
     ]),
-  };
+  ]);
+  const theirs = references.map(({ name, value }) => [
+    `${name} (published)`,
+    ...blank,
+    '',
+    '',
+    (100 * value).toFixed(1),
+    '',
+    '',
+    '',
+  ]);
+  return { titles, rows: [...ours, ...theirs] };
 }
 
 function pairedCells({ paired }: ComparedRow): string[] {

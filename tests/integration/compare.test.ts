@@ -95,7 +95,11 @@ test('arms stand beside the control with what differs; seeds are one row, paired
   });
   const [control, hot] = comparison?.rows ?? [];
   // By question, over seeds: 1, 0.5, 0, 0.5.
-  expect(control).toMatchObject({ name: 'control', seeds: ['seed=1', 'seed=2'], value: { value: 0.5 }, paired: null });
+  expect(control).toMatchObject({ name: 'control', value: { value: 0.5 }, paired: null });
+  expect(control?.seeds.map(({ seed, value }) => [seed, value.value])).toEqual([
+    ['seed=1', 0.375],
+    ['seed=2', 0.625],
+  ]);
   expect(hot).toMatchObject({ name: 'hot', differs: { 'curriculum.stage1.rollout.temperature': '2' } });
   // 1, 1, 0.5, 0 against those: 0, +0.5, +0.5, −0.5.
   expect(hot?.paired).toMatchObject({ questions: 4, wins: 2, losses: 1, ties: 1, difference: { value: 0.125 } });
@@ -118,7 +122,7 @@ test('seeds that were asked other questions than the control are left out one by
     'hot,seed=1': { keys: { stage1: await publish([2, 1]) } },
   });
   const [comparison] = await compareRuns(stack.store, [run], { at: 'last' });
-  expect(comparison?.rows.map(({ name, seeds }) => [name, seeds])).toEqual([
+  expect(comparison?.rows.map(({ name, seeds }) => [name, seeds.map(({ seed }) => seed)])).toEqual([
     ['control', ['seed=1']],
     ['hot', ['seed=1']],
   ]);
@@ -145,6 +149,24 @@ test('several runs are told apart by the leaves of their specs; --at chooses the
     ['base', 0],
     ['base', 0],
   ]);
+});
+
+test('the spec says what is compared, unless the caller does; published numbers stand beside and are never paired', async () => {
+  const spec = {
+    compare: { metric: 'eval/held_out/pass_at_2', at: 'base', control: 'b' },
+    references: { theirs: { world: 'web', protocol: 'LLM judge', held_out: 71.3, elsewhere: 1 } },
+  };
+  const keysOf = async (correct: number[]) => ({
+    base: await publish(correct, { after: 'base' }),
+    stage1: await publish([2]),
+  });
+  const run = runOf('r', { a: { keys: await keysOf([2, 0]) }, b: { keys: await keysOf([1, 1]) } }, spec);
+  const [declared] = await compareRuns(stack.store, [run], {});
+  expect(declared).toMatchObject({ metric: 'pass_at_2', control: 'b' });
+  expect(declared?.rows.map(({ after }) => after)).toEqual(['base', 'base']);
+  expect(declared?.references).toEqual([{ name: 'theirs', value: 0.713, protocol: 'world web; LLM judge' }]);
+  const [asked] = await compareRuns(stack.store, [run], { at: 'last', control: 'a', metric: 'eval/held_out/avg_at_2' });
+  expect([asked?.control, asked?.metric, asked?.rows[0]?.after]).toEqual(['a', 'avg_at_2', 'stage1']);
 });
 
 test('an unknown control, metric or benchmark is said with what there is', async () => {
