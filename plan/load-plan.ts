@@ -191,7 +191,7 @@ function planOf(
   experiment: Experiment,
   arms: readonly NamedArm[],
   specPath: string,
-  { profile, label }: LoadPlanOptions,
+  { profile, label, overlays = [], overrides = [] }: LoadPlanOptions,
 ): Plan {
   // The spec does not show what an arm unsets; its keys do.
   const keys = arms.map(({ name, arm }) => ({ name, keys: arm.nodes.map(({ key }) => key) }));
@@ -208,6 +208,12 @@ function planOf(
     spec_path: resolve(specPath),
     spec: experiment as unknown as Record<string, unknown>,
     tracking: { mlflow_experiment: experiment.tracking?.mlflow_experiment ?? experiment.name },
+    made_from: {
+      spec_path: resolve(specPath),
+      overlays: overlays.map((file) => resolve(file)),
+      overrides: [...overrides],
+      label: label ?? null,
+    },
     arms: arms.map(({ name, changes, arm }) => ({
       name,
       seed: arm.resolved.experiment.seed,

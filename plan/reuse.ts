@@ -1,6 +1,8 @@
 /** Which nodes have an artifact already. The store is asked by the caller, so that planning stays pure. */
 import type { Unkeyed } from '../schemas/node-parameters.ts';
 import type { PlanArm, PlanNode } from '../schemas/plan.ts';
+import type { KeyChange } from './diff.ts';
+import { type EarlierPlan, nearestEarlier, nearestText } from './why.ts';
 
 /** What the store has under a key. */
 export interface FoundArtifact {
@@ -22,23 +24,33 @@ export interface NodeAction {
   id: string;
   action: 'run' | 'reuse';
   reason: string;
+  /** Where no artifact has the key, and an earlier run had such a node: how the key differs from that one's. */
+  since?: { run: string; changes: KeyChange[] };
 }
 
-type Decision = Pick<NodeAction, 'action' | 'reason'>;
+type Decision = Pick<NodeAction, 'action' | 'reason' | 'since'>;
 
 /**
  * Reuse an artifact while the artifacts it was made from are still the current ones, and what an earlier arm makes.
- * One action per node, in the order of arms and nodes. `lookup` null: nobody can say what exists.
+ * One action per node, in the order of arms and nodes. `lookup` null: nobody can say what exists. `earlier`, newest
+ * first, is what a node without an artifact is compared with.
  */
-export async function decideActions(arms: readonly PlanArm[], lookup: ArtifactLookup | null): Promise<NodeAction[]> {
+export async function decideActions(
+  arms: readonly PlanArm[],
+  lookup: ArtifactLookup | null,
+  earlier: readonly EarlierPlan[] = [],
+): Promise<NodeAction[]> {
   const found = await lookup?.([...new Set(arms.flatMap(({ nodes }) => nodes.map(({ key }) => key)))]);
   const makers = new Map<string, string>();
   return arms.flatMap(({ name: arm, nodes }) => {
     const decided = new Map<string, Decision>();
+    const missing = (node: PlanNode): Decision => withoutArtifact(node, { name: arm, nodes }, earlier);
     for (const node of nodes) {
       decided.set(
         node.id,
-        found ? decide(node, nodes, found, decided) : { action: 'run', reason: 'stack is down: reuse unknown' },
+        found
+          ? decide(node, nodes, found, decided, missing)
+          : { action: 'run', reason: 'stack is down: reuse unknown' },
       );
     }
     return nodes.map(({ id, key }): NodeAction => {
@@ -52,16 +64,29 @@ export async function decideActions(arms: readonly PlanArm[], lookup: ArtifactLo
   });
 }
 
+function withoutArtifact(
+  node: PlanNode,
+  arm: Pick<PlanArm, 'name' | 'nodes'>,
+  earlier: readonly EarlierPlan[],
+): Decision {
+  const nearest = nearestEarlier(node, arm, earlier);
+  if (nearest === null) return { action: 'run', reason: 'no artifact has this key' };
+  const { run, changes } = nearest;
+  return { action: 'run', reason: nearestText(nearest), since: { run, changes } };
+}
+
 function decide(
-  { key, inputs, unkeyed }: PlanNode,
+  node: PlanNode,
   nodes: readonly PlanNode[],
   found: ReadonlyMap<string, FoundArtifact>,
   decided: ReadonlyMap<string, Decision>,
+  missing: (node: PlanNode) => Decision,
 ): Decision {
+  const { key, inputs, unkeyed } = node;
   const { unknown = [], reused_from } = unkeyed as Unkeyed;
   if (unknown.length > 0) return { action: 'run', reason: `key unknown: ${unknown.join(', ')} not known` };
   const artifact = found.get(key);
-  if (artifact === undefined) return { action: 'run', reason: 'no artifact has this key' };
+  if (artifact === undefined) return missing(node);
   const rerun = inputs.find((input) => decided.get(input)?.action === 'run');
   if (rerun !== undefined) return { action: 'run', reason: `${rerun} runs; reused only if that comes out as before` };
   const stale = artifact.inputs.find((input) => found.has(input.key) && found.get(input.key)?.digest !== input.digest);

@@ -33,6 +33,9 @@ export const PlanNode = Type.Object(
     seed: Type.Union([Type.Integer(), Type.Null()], { description: 'Only stochastic kinds have one.' }),
     /** What may change without changing the result: absolute paths, retries, resources. Not in the key. */
     unkeyed: Type.Record(Type.String(), Type.Unknown()),
+    nonce: Type.Optional(
+      Type.String({ description: 'Makes the key another one, so that the node runs again (`exp rerun --from`).' }),
+    ),
   },
   { additionalProperties: false },
 );
@@ -50,6 +53,18 @@ export const PlanArm = Type.Object(
 );
 export type PlanArm = Static<typeof PlanArm>;
 
+/** All that is needed to plan the same spec again; paths are absolute. */
+export const MadeFrom = Type.Object(
+  {
+    spec_path: Type.String(),
+    overlays: Type.Array(Type.String()),
+    overrides: Type.Array(Type.String()),
+    label: Type.Union([Type.String(), Type.Null()]),
+  },
+  { additionalProperties: false },
+);
+export type MadeFrom = Static<typeof MadeFrom>;
+
 export const Plan = Type.Object(
   {
     api_version: Type.Literal('exp/v1'),
@@ -60,6 +75,8 @@ export const Plan = Type.Object(
     /** The resolved spec, as frozen for this plan. */
     spec: Type.Record(Type.String(), Type.Unknown()),
     tracking: Type.Object({ mlflow_experiment: Type.String() }),
+    /** Plans made before this was recorded have none. */
+    made_from: Type.Optional(MadeFrom),
     arms: Type.Array(PlanArm),
   },
   { additionalProperties: false },

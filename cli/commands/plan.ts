@@ -9,6 +9,7 @@ import type { Unkeyed } from '../../schemas/node-parameters.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
 import type { Profile } from '../../schemas/profile.ts';
 import type { Command, CommandIo } from '../command.ts';
+import { readEarlierPlans } from '../earlier-plans.ts';
 import { isOutage, openStackToAsk, type Stack } from '../open-stack.ts';
 import { planSpec } from '../plan-spec.ts';
 import { problemsToJson, showProblems } from '../show-problems.ts';
@@ -27,7 +28,9 @@ export const command: Command = {
   --label L                     tells runs of one spec apart
   -o, --output FILE             write the plan as JSON
   --resolved, --origin          print the resolved spec, leaf by leaf; and where each value was written
-  --json                        {nodes: [{arm, id, kind, key, inputs, action, reason}]}`,
+  --json                        {nodes: [{arm, id, kind, key, inputs, action, reason, since}]}
+  A node without an artifact is compared with the nearest one of the latest runs of the same spec: \`reason\` names the
+  first difference, such as \`rollout.temperature: 1 → 0.7\`, and \`since\` all of them.`,
 
   async run(argv, io) {
     const { values, positionals } = parseArgs({
@@ -80,7 +83,8 @@ export const command: Command = {
 async function actionsOnStack(plan: Plan, profile: Profile): Promise<NodeAction[]> {
   const stack = await openStackToAsk(profile);
   try {
-    return await decideActions(plan.arms, stack && artifactLookup(stack));
+    if (stack === null) return await decideActions(plan.arms, null);
+    return await decideActions(plan.arms, artifactLookup(stack), await readEarlierPlans(stack, plan));
   } catch (error) {
     if (isOutage(error)) return decideActions(plan.arms, null);
     throw error;
@@ -127,6 +131,7 @@ export function planToJson({ run_key, name, arms }: Plan, actions: readonly Node
       inputs,
       action: actions[index]?.action,
       reason: actions[index]?.reason,
+      ...(actions[index]?.since && { since: actions[index].since }),
     })),
   };
 }

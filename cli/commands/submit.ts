@@ -6,6 +6,7 @@ import type { Profile } from '../../schemas/profile.ts';
 import { home } from '../../services/home.ts';
 import { isUpToDate, up } from '../../services/stack.ts';
 import type { Command, CommandIo } from '../command.ts';
+import { readEarlierPlans } from '../earlier-plans.ts';
 import { followRun } from '../follow-run.ts';
 import { asUnreachable, openProfile, openStack, requireStack, type Stack } from '../open-stack.ts';
 import { planSpec } from '../plan-spec.ts';
@@ -75,7 +76,8 @@ async function submit({ plan, profile, ref, watch, json, mayStart, io }: Submiss
   if (profile.embedded && mayStart) await ensureUp(profile, ref, say, io.signal);
   const stack = await requireStack(profile);
   try {
-    showPlan(plan, await decideActions(plan.arms, artifactLookup(stack)), { ...io, out: say });
+    const actions = await decideActions(plan.arms, artifactLookup(stack), await readEarlierPlans(stack, plan));
+    showPlan(plan, actions, { ...io, out: say });
     const { run, created } = await startRun(stack, plan);
     say(created ? `submitted ${run}` : `${run} runs this spec already: attached to it`);
     if (watch) return await watchRun(stack, { run, profile, json, say, io });

@@ -28,7 +28,7 @@ describe('golden plans', () => {
     ['multihop', multihop],
   ])('%s', async (name, path) => {
     const { plan } = await planFile(path);
-    const { spec_path: _, ...rest } = plan as NonNullable<typeof plan>;
+    const { spec_path: _, made_from: __, ...rest } = plan as NonNullable<typeof plan>;
     const text = JSON.stringify(rest, null, 2).replaceAll(ROOT, '<checkout>');
     await expect(`${text}\n`).toMatchFileSnapshot(join(ROOT, `tests/fixtures/plans/${name}.json`));
   });
