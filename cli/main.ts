@@ -32,6 +32,14 @@ const VERBS: readonly Verb[] = [
   { name: 'cancel', summary: 'Stop a run.', load: () => import('./commands/cancel.ts') },
   { name: 'resume', summary: 'Go on with a run that ended early.', load: () => import('./commands/resume.ts') },
   {
+    name: 'rerun',
+    summary: 'Run a node of a run again, and all that depends on it.',
+    load: () => import('./commands/rerun.ts'),
+  },
+  { name: 'fork', summary: 'Run the spec of a run with changes.', load: () => import('./commands/fork.ts') },
+  { name: 'why', summary: 'Say why a node of a run ran or was reused.', load: () => import('./commands/why.ts') },
+  { name: 'diff', summary: 'Show how two runs or specs differ.', load: () => import('./commands/diff.ts') },
+  {
     name: 'compare',
     summary: 'Compare arms and runs, question by question, with a control.',
     load: () => import('./commands/compare.ts'),

@@ -1,6 +1,6 @@
 /** From a checked spec to nodes: kinds, inputs, parameters with every default explicit, and content keys. */
 import { createHash } from 'node:crypto';
-import { canonicalJson, contentKey } from '../schemas/canonical.ts';
+import { canonicalJson } from '../schemas/canonical.ts';
 import type { Benchmark, Experiment, Stage } from '../schemas/experiment.ts';
 import {
   type AdapterParameters,
@@ -21,6 +21,7 @@ import {
 import type { NodeKind, PlanNode } from '../schemas/plan.ts';
 import { TASK_COLUMNS } from '../schemas/task.ts';
 import { KIND_VERSIONS } from './kind-versions.ts';
+import { nodeKey } from './node-key.ts';
 import type { InputFiles } from './spec-inputs.ts';
 import type { ResolvedNames } from './spec-names.ts';
 import {
@@ -132,14 +133,10 @@ class Compiler {
       ...needs.filter(({ sha256 }) => sha256 === UNKNOWN_DIGEST).map(({ name }) => name),
       ...files.filter(({ sha256 }) => sha256 === UNKNOWN_DIGEST).map(({ path }) => path),
     ]);
-    const key = contentKey({
-      kind,
-      kind_version,
-      parameters: sorted,
-      inputs: parents.map((parent) => parent.key),
-      files: files.map(({ sha256 }) => sha256),
-      seed: ownSeed,
-    });
+    const key = nodeKey(
+      { kind, kind_version, parameters: sorted, files, seed: ownSeed },
+      parents.map((parent) => parent.key),
+    );
     const open: Unkeyed = { ...unkeyed, ...(unknown.size > 0 && { unknown: [...unknown] }) };
     this.nodes.push({
       id,
