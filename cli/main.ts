@@ -54,6 +54,11 @@ const VERBS: readonly Verb[] = [
     summary: 'Build, search, visit and evaluate a world of pages.',
     load: () => import('./commands/world.ts'),
   },
+  {
+    name: 'artifacts',
+    summary: 'List, show and verify artifacts.',
+    load: () => import('./commands/artifacts.ts'),
+  },
   { name: 'schema', summary: 'Print the JSON Schema of a document.', load: () => import('./commands/schema.ts') },
   { name: 'up', summary: 'Start the services of this machine.', load: () => import('./commands/up.ts') },
   { name: 'down', summary: 'Stop them all.', load: () => import('./commands/down.ts') },

@@ -3,7 +3,7 @@ import type { Pool } from 'pg';
 import type { ArtifactFile, ArtifactRef, Manifest } from '../../schemas/artifact.ts';
 import { canonicalJson, contentKey } from '../../schemas/canonical.ts';
 import { ExpError } from '../../schemas/errors.ts';
-import type { BlobStore } from './blob-store.ts';
+import type { BlobCollector, BlobState, BlobStore } from './blob-store.ts';
 
 /** What a node hands over to be published under its key. */
 export interface Publication {
@@ -24,6 +24,20 @@ interface ArtifactRow {
   kind: string;
   digest: string;
   manifest_blob: string;
+}
+
+/** The newest artifact of a key, as the table has it. */
+export interface ListedArtifact extends ArtifactRow {
+  created_at: Date;
+}
+
+export interface ListOptions {
+  /** Keys after this one. */
+  after?: string;
+  limit: number;
+  /** Only these keys. */
+  keys?: readonly string[];
+  kind?: string | undefined;
 }
 
 /**
@@ -70,6 +84,27 @@ export class ArtifactStore {
       [keys],
     );
     return new Map(rows.map((row) => [row.key, toRef(row)]));
+  }
+
+  /** The newest artifact of each key, in the order of keys, a page at a time. */
+  async list({ after = '', limit, keys, kind }: ListOptions): Promise<ListedArtifact[]> {
+    const { rows } = await this.#pool.query<ListedArtifact>(
+      `select distinct on (key) key, generation, kind, digest, manifest_blob, created_at from artifacts
+       where key > $1 and ($2::text[] is null or key = any($2)) and ($3::text is null or kind = $3)
+       order by key, generation desc limit $4`,
+      [after, keys ?? null, kind ?? null, limit],
+    );
+    return rows;
+  }
+
+  /** Whether a blob is stored, and still is what its name says. */
+  checkBlob(sha256: string): Promise<BlobState> {
+    return this.#blobs.check(sha256);
+  }
+
+  /** Null where blobs cannot be collected safely. */
+  get blobCollector(): BlobCollector | null {
+    return this.#blobs.collector;
   }
 
   /** The manifest of a reference, or of the newest artifact of a key. Throws ARTIFACT_MISSING. */

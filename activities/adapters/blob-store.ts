@@ -1,6 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { createReadStream, createWriteStream } from 'node:fs';
-import { copyFile, link, mkdir, open, rename, rm, stat } from 'node:fs/promises';
+import { copyFile, link, mkdir, open, readdir, rename, rm, stat, utimes } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -14,6 +14,27 @@ export interface BlobStore {
   /** A local path holding the blob, read-only. Throws ARTIFACT_MISSING. */
   open(sha256: string): Promise<string>;
   has(sha256: string): Promise<boolean>;
+  /** Whether the stored bytes still are what their name says; reads all of them. */
+  check(sha256: string): Promise<BlobState>;
+  /** Null where blobs cannot be collected safely. */
+  readonly collector: BlobCollector | null;
+}
+
+export type BlobState = 'whole' | 'missing' | 'damaged';
+
+export interface StoredBlob {
+  sha256: string;
+  bytes: number;
+  /** When it was last stored; storing the same bytes again counts. */
+  stored_at: Date;
+}
+
+/** What `exp gc` needs of a store. */
+export interface BlobCollector {
+  /** Every blob, in the order of names. */
+  list(): AsyncIterable<StoredBlob>;
+  /** Remove a blob unless somebody stored it again since `before`. Says whether it is gone by this call. */
+  remove(sha256: string, before: Date): Promise<boolean>;
 }
 
 /** Where a profile keeps its blobs. `cacheRoot` holds what was read from a remote store. */
@@ -42,6 +63,23 @@ const exists = async (path: string): Promise<boolean> =>
     () => false,
   );
 
+const ignoreMissing = (error: NodeJS.ErrnoException): void => {
+  if (error.code !== 'ENOENT') throw error;
+};
+
+/** False when there is no such file. What is stored again is new, so that nobody collects it as old. */
+async function touch(path: string): Promise<boolean> {
+  const now = new Date();
+  return utimes(path, now, now).then(
+    () => true,
+    (error: NodeJS.ErrnoException) => {
+      if (error.code === 'EPERM') return true; // another user's file: it is there, and that user collects it
+      ignoreMissing(error);
+      return false;
+    },
+  );
+}
+
 async function syncPath(path: string): Promise<void> {
   const handle = await open(path, 'r');
   try {
@@ -51,8 +89,11 @@ async function syncPath(path: string): Promise<void> {
   }
 }
 
+const BLOB_NAME = /^[0-9a-f]{64}$/;
+
 /** Blobs as files `<root>/ab/abcdef…`: temporary file, fsync, rename. */
-export class DirectoryBlobStore implements BlobStore {
+export class DirectoryBlobStore implements BlobStore, BlobCollector {
+  readonly collector = this;
   readonly #root: string;
 
   constructor(root: string) {
@@ -67,7 +108,7 @@ export class DirectoryBlobStore implements BlobStore {
     const sha256 =
       typeof source === 'string' ? await sha256File(source) : createHash('sha256').update(source).digest('hex');
     const target = this.#path(sha256);
-    if (await exists(target)) return sha256;
+    if (await touch(target)) return sha256;
     await mkdir(dirname(target), { recursive: true });
     const temporary = `${target}.${randomUUID()}.tmp`;
     try {
@@ -92,10 +133,46 @@ export class DirectoryBlobStore implements BlobStore {
   has(sha256: string): Promise<boolean> {
     return exists(this.#path(sha256));
   }
+
+  async check(sha256: string): Promise<BlobState> {
+    const path = this.#path(sha256);
+    if (!(await exists(path))) return 'missing';
+    return (await sha256File(path)) === sha256 ? 'whole' : 'damaged';
+  }
+
+  async *list(): AsyncIterable<StoredBlob> {
+    const folders = await readdir(this.#root).catch((error: NodeJS.ErrnoException) => {
+      ignoreMissing(error);
+      return [];
+    });
+    for (const folder of folders.sort()) {
+      const names = await readdir(join(this.#root, folder));
+      for (const sha256 of names.filter((name) => BLOB_NAME.test(name)).sort()) {
+        const found = await stat(this.#path(sha256)).catch(ignoreMissing);
+        if (found) yield { sha256, bytes: found.size, stored_at: found.mtime };
+      }
+    }
+  }
+
+  /** Moved aside first: whoever stores it from then on writes it anew, and whoever did just before is noticed. */
+  async remove(sha256: string, before: Date): Promise<boolean> {
+    const path = this.#path(sha256);
+    const aside = `${path}.${randomUUID()}.tmp`;
+    const moved = await rename(path, aside).then(() => true, ignoreMissing);
+    if (moved !== true) return false;
+    if ((await stat(aside)).mtime >= before) {
+      await rename(aside, path);
+      return false;
+    }
+    await rm(aside);
+    return true;
+  }
 }
 
 /** Blobs as objects `<prefix>/ab/abcdef…` of any S3-compatible store, read through a local directory cache. */
 export class S3BlobStore implements BlobStore {
+  /** An object store does not say when an object was found to be there already: one in use could look old. */
+  readonly collector = null;
   readonly #client: S3Client;
   readonly #bucket: string;
   readonly #prefix: string;
@@ -143,6 +220,16 @@ export class S3BlobStore implements BlobStore {
       await rm(temporary, { force: true });
     }
     return this.#cache.open(sha256);
+  }
+
+  /** Reads the object itself, not the cache. */
+  async check(sha256: string): Promise<BlobState> {
+    if (!(await this.has(sha256))) return 'missing';
+    const { GetObjectCommand } = await import('@aws-sdk/client-s3');
+    const { Body } = await this.#client.send(new GetObjectCommand(this.#object(sha256)));
+    const hash = createHash('sha256');
+    await pipeline(Body as Readable, hash);
+    return hash.digest('hex') === sha256 ? 'whole' : 'damaged';
   }
 
   async has(sha256: string): Promise<boolean> {
