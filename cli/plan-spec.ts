@@ -1,6 +1,6 @@
 /** A spec planned on this checkout: fills in where models, profiles, lockfiles and caches are. */
 import { join } from 'node:path';
-import { type LoadedPlan, loadPlan } from '../plan/load-plan.ts';
+import { type LoadedPlan, loadPlan, type StageLookup } from '../plan/load-plan.ts';
 import { loadProfile } from '../plan/profile.ts';
 import type { Profile } from '../schemas/profile.ts';
 import { home, modelsDir, repoRoot } from '../services/home.ts';
@@ -19,6 +19,8 @@ export interface SpecRequest {
   env: NodeJS.ProcessEnv;
   /** Ask the services for what `reuse` names; without it, that is unknown. */
   lookUp?: boolean;
+  /** Knows already what `reuse` names. */
+  findStage?: StageLookup;
 }
 
 export const profilesDir = (): string => join(repoRoot(), 'profiles');
@@ -34,9 +36,12 @@ export async function planSpec(request: SpecRequest): Promise<LoadedPlan & { pro
     profilesDir: profilesDir(),
     repoRoot: repoRoot(),
     pythonLock: PYTHON_LOCK,
-    findStage: request.lookUp
-      ? async (...asked) => (await import('./find-stage.ts')).findStage(profile, ...asked)
-      : undefined,
+    findStage: request.lookUp ? lookUpWith(profile) : request.findStage,
   });
   return { ...loaded, profile };
 }
+
+const lookUpWith =
+  (profile: Profile): StageLookup =>
+  async (...asked) =>
+    (await import('./find-stage.ts')).findStage(profile, ...asked);

@@ -1,8 +1,10 @@
 /** A plan from a file (`exp plan -o`), run only while it is what its spec still gives. */
 import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import type { ReusedStage } from '../plan/compile.ts';
 import { parseStoredPlan, staleReasons } from '../plan/stored-plan.ts';
 import { ExpError } from '../schemas/errors.ts';
+import type { Unkeyed } from '../schemas/node-parameters.ts';
 import type { Plan } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
 import { planSpec } from './plan-spec.ts';
@@ -47,7 +49,7 @@ export async function openStoredPlan(path: string, { profile, ref, env }: Stored
 
 /** Plan again what a plan was made from, with more laid over it. */
 export function replan(
-  { made_from }: Plan,
+  { made_from, arms }: Plan,
   {
     ref,
     env,
@@ -63,7 +65,15 @@ export function replan(
     label: made_from.label ?? undefined,
     profile: ref,
     env,
+    findStage: async (stage) => frozenStage(arms, stage),
   });
+}
+
+/** What the plan took from a run stays as it was, whatever has run since. */
+function frozenStage(arms: Plan['arms'], stage: string): ReusedStage | null {
+  const node = arms.flatMap(({ nodes }) => nodes).find(({ id }) => id === stage);
+  const run = (node?.unkeyed as Unkeyed | undefined)?.reused_from;
+  return node && run !== undefined ? { run, node } : null;
 }
 
 function firstProblem(problems: Awaited<ReturnType<typeof planSpec>>['problems']): string {

@@ -1,6 +1,6 @@
 /** From a checked spec to nodes: kinds, inputs, parameters with every default explicit, and content keys. */
 import { createHash } from 'node:crypto';
-import { canonicalJson } from '../schemas/canonical.ts';
+import { canonicalJson, contentKey } from '../schemas/canonical.ts';
 import type { Benchmark, Experiment, Stage } from '../schemas/experiment.ts';
 import {
   type AdapterParameters,

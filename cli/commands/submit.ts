@@ -55,7 +55,10 @@ export const command: Command = {
       );
     const plan = exact
       ? await openStoredPlan(spec, { profile, ref, env: io.env })
-      : readyPlan(await planSpec({ spec, overrides, overlays, profile: ref, label, env: io.env, lookUp: true }), spec, { json, io });
+      : readyPlan(await planSpec({ spec, overrides, overlays, profile: ref, label, env: io.env, lookUp: true }), spec, {
+          json,
+          io,
+        });
     if (plan === null) return ExitCode.invalidInput;
     const say = speaker({ json, io });
     if (profile.embedded && !values['no-start']) await ensureUp(profile, ref, say, io.signal);
