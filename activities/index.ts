@@ -26,6 +26,9 @@ export interface NodeOutcome {
   error?: { code: string; message: string };
 }
 
+/** How one execution of a node ended. A paused one is no outcome: the node goes on with another when it may. */
+export type NodeEnding = Omit<NodeOutcome, 'status'> & { status: NodeOutcome['status'] | 'paused' };
+
 /** A prepared fan-out: `request` is a blob of rollout specs, split into `batches` activities. */
 export interface RolloutRequest {
   request: string;
@@ -68,7 +71,7 @@ export interface CpuActivities {
   trackArm(input: { run: string; arm: string; status: string }): Promise<void>;
   finishRun(input: { run: string; status: string }): Promise<void>;
   nodeStarted(node: NodeRef): Promise<void>;
-  nodeEnded(input: { node: NodeRef; status: NodeOutcome['status']; detail: string }): Promise<void>;
+  nodeEnded(input: { node: NodeRef; status: NodeEnding['status']; detail: string }): Promise<void>;
 }
 
 /** Task queue `<prefix>-rollout`. */

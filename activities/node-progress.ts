@@ -1,6 +1,6 @@
 import type { Pool } from 'pg';
 import type { Metric } from '../schemas/artifact.ts';
-import type { NodeOutcome, NodeRef } from './index.ts';
+import type { NodeEnding, NodeRef } from './index.ts';
 
 /** What a node is doing, for `exp status` and `exp watch`, and the metrics it has recorded so far. */
 export class NodeProgress {
@@ -13,13 +13,14 @@ export class NodeProgress {
   async started({ key, kind }: NodeRef): Promise<void> {
     await this.#pool.query(
       `insert into node_progress (key, kind, status, attempts, started_at) values ($1, $2, 'running', 1, now())
-       on conflict (key) do update set status = 'running', attempts = node_progress.attempts + 1,
+       on conflict (key) do update set status = 'running',
+         attempts = node_progress.attempts + case node_progress.status when 'paused' then 0 else 1 end,
          started_at = now(), ended_at = null, done = 0, total = 0, detail = '', updated_at = now()`,
       [key, kind],
     );
   }
 
-  async ended(key: string, status: NodeOutcome['status'], detail: string): Promise<void> {
+  async ended(key: string, status: NodeEnding['status'], detail: string): Promise<void> {
     await this.#pool.query(
       `update node_progress set status = $2, detail = case when $3 = '' then detail else $3 end, ended_at = now(), updated_at = now()
        where key = $1`,

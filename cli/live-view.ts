@@ -1,5 +1,13 @@
 /** The picture of a run: a frame for a terminal, lines for a pipe. Pure functions from state to text. */
-import { type ArmState, allNodes, type NodeState, type NodeStatus, type RunState } from './run-state.ts';
+import {
+  type ArmState,
+  allNodes,
+  isOpen,
+  type NodeState,
+  type NodeStatus,
+  type RunPause,
+  type RunState,
+} from './run-state.ts';
 import { clock, count, padTo, paint, plainAscii, progressBar, type Terminal, textWidth, truncate } from './terminal.ts';
 
 type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1] };
@@ -8,6 +16,7 @@ type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1
 const LOOKS: Record<NodeStatus, Look> = {
   waiting: { unicode: '·', ascii: '.', colour: 'dim' },
   running: { unicode: '◐', ascii: '>', colour: 'cyan' },
+  paused: { unicode: '‖', ascii: 'P', colour: 'yellow' },
   done: { unicode: '✓', ascii: '+', colour: 'green' },
   reused: { unicode: '↺', ascii: '=', colour: 'blue' },
   failed: { unicode: '✗', ascii: 'x', colour: 'red' },
@@ -47,18 +56,24 @@ function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): stri
   const elapsed = clock(((state.ended_at ?? now).getTime() - state.created_at.getTime()) / 1000);
   const left = terminal.unicode ? '≈' : '~';
   const eta = state.eta_seconds === null ? '' : `  ${left}${clock(state.eta_seconds)} left`;
-  const status = state.status.replace('_', ' ');
-  const look = state.status === 'running' ? LOOKS.running : LOOKS[state.status];
+  const shown = state.paused ? 'paused' : state.status;
+  const status = shown.replace('_', ' ');
+  const look = LOOKS[shown];
   const nodes = allNodes(state);
-  const ended = nodes.filter((node) => node.status !== 'waiting' && node.status !== 'running').length;
+  const ended = nodes.filter((node) => !isOpen(node.status)).length;
   const facts = `  ${status}  ${elapsed}${eta}  ${ended}/${nodes.length} nodes`;
   const title = truncate(state.run, Math.max(8, terminal.columns - textWidth(facts)), terminal.unicode ? '…' : '...');
   const line = truncate(facts, Math.max(0, terminal.columns - textWidth(title)), '');
   const painted = line.replace(`  ${status}`, () => `  ${paint(terminal, look.colour, status)}`);
   return [
     paint(terminal, 'bold', title) + painted,
+    ...(state.paused ? [paint(terminal, 'yellow', fitLine(terminal, pauseText(state.paused, state.run)))] : []),
     ...(state.mlflow_url ? [paint(terminal, 'dim', fitLine(terminal, `MLflow ${state.mlflow_url}`))] : []),
   ];
+}
+
+function pauseText({ reason, since }: RunPause, run: string): string {
+  return `paused since ${since.slice(0, 19)}Z: ${reason}; to go on: exp continue ${run}`;
 }
 
 interface Layout {
@@ -109,7 +124,8 @@ function renderNode(node: NodeState, terminal: Terminal, layout: Layout, frame: 
     : terminal.unicode
       ? look.unicode
       : look.ascii;
-  const showBar = node.total > 0 && (moving || node.status === 'failed' || node.status === 'cancelled');
+  const showBar =
+    node.total > 0 && (moving || node.status === 'paused' || node.status === 'failed' || node.status === 'cancelled');
   const cells = [
     `${paint(terminal, look.colour, symbol)} `,
     `${padTo(terminal, node.id, layout.id)}  `,
@@ -210,6 +226,8 @@ export function renderChanges(before: RunState | null, after: RunState, now: Dat
     const same = was ? was.status === node.status && was.error === node.error : node.status === 'waiting';
     return same ? [] : [stampedLine(now, `${nodeLabel(after, node)} ${describeNode(node, now)}`)];
   });
+  if (before && before.paused?.reason !== after.paused?.reason && after.status === 'running')
+    lines.push(stampedLine(now, after.paused ? pauseText(after.paused, after.run) : `run ${after.run} goes on`));
   const runChanged = before?.status !== after.status;
   const elapsed = clock(((after.ended_at ?? now).getTime() - after.created_at.getTime()) / 1000);
   const ofRun = stampedLine(

@@ -29,6 +29,12 @@ const VERBS: readonly Verb[] = [
   { name: 'watch', summary: 'Follow a run live.', load: () => import('./commands/watch.ts') },
   { name: 'logs', summary: 'Show the logs of a run or a service.', load: () => import('./commands/logs.ts') },
   { name: 'list', summary: 'List the runs.', load: () => import('./commands/list.ts') },
+  {
+    name: 'pause',
+    summary: 'Hold a run back; what is in flight is finished.',
+    load: () => import('./commands/pause.ts'),
+  },
+  { name: 'continue', summary: 'Let a paused run go on.', load: () => import('./commands/continue.ts') },
   { name: 'cancel', summary: 'Stop a run.', load: () => import('./commands/cancel.ts') },
   { name: 'resume', summary: 'Go on with a run that ended early.', load: () => import('./commands/resume.ts') },
   {

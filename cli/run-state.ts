@@ -8,7 +8,16 @@ import type { Stack } from './open-stack.ts';
 import { oneLine } from './terminal.ts';
 
 export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed';
-export type NodeStatus = 'waiting' | 'running' | 'done' | 'reused' | 'failed' | 'skipped' | 'cancelled' | 'gate_failed';
+export type NodeStatus =
+  | 'waiting'
+  | 'running'
+  | 'paused'
+  | 'done'
+  | 'reused'
+  | 'failed'
+  | 'skipped'
+  | 'cancelled'
+  | 'gate_failed';
 
 /** One row of the table `runs`. */
 export interface RunRow {
@@ -39,6 +48,12 @@ export interface NodeState {
   ended_at: Date | null;
 }
 
+/** Why a run is held back, and since when. */
+export interface RunPause {
+  reason: string;
+  since: string;
+}
+
 export interface ArmState {
   arm: string;
   status: RunStatus | 'waiting';
@@ -53,6 +68,7 @@ export interface RunState {
   ended_at: Date | null;
   mlflow_url: string | null;
   arms: ArmState[];
+  paused: RunPause | null;
   /** Seconds still to go, where earlier runs say how long the kinds that wait took; null otherwise. */
   eta_seconds: number | null;
   /** What stands between the reader and fresh answers, in words; null when nothing does. */
@@ -74,6 +90,7 @@ interface ProgressRow {
 /** What the workflow `run/<id>` answers to the query `state`. */
 interface RunAnswer {
   arms: { arm: string; status: ArmState['status'] }[];
+  paused?: RunPause | null;
 }
 
 /** What the workflow `arm/<run>/<arm>` answers to the query `state`. */
@@ -138,6 +155,7 @@ export class RunReader {
   #askedAt = 0;
   #checkedAt = 0;
   #overview = new Map<string, ArmState['status']>();
+  #paused: RunPause | null = null;
   #trouble: string | null = null;
   #troubleSince: number | null = null;
   #orphaned = false;
@@ -181,7 +199,8 @@ export class RunReader {
       ended_at: row.ended_at,
       mlflow_url: row.mlflow_url,
       arms,
-      eta_seconds: status === 'running' ? estimateRemaining(arms, this.#secondsByKind) : null,
+      paused: status === 'running' ? this.#paused : null,
+      eta_seconds: status === 'running' && !this.#paused ? estimateRemaining(arms, this.#secondsByKind) : null,
       trouble:
         status !== row.status
           ? `its workflow is gone and left no final status; \`exp resume ${row.id}\` goes on with it`
@@ -213,6 +232,7 @@ export class RunReader {
   async #collect(client: Client, run: string): Promise<void> {
     const overview = await ask<RunAnswer>(client, `run/${run}`);
     this.#overview = new Map(overview?.arms.map(({ arm, status }) => [arm, status]));
+    this.#paused = overview?.paused ?? null;
     const begun = [...this.#overview].filter(([, status]) => status !== 'waiting').map(([arm]) => arm);
     const answers = await Promise.all(begun.map((arm) => ask<ArmAnswer>(client, `arm/${run}/${arm}`)));
     this.#answers = new Map(answers.flatMap((answer) => (answer ? [[answer.arm, answer]] : [])));
@@ -311,7 +331,9 @@ function nodeState(
 ): NodeState {
   const live = progress.get(node.key);
   const trusted = answer && !contradicts(answer.status, row.status);
-  const status = trusted ? answer.status : statusFromTables(node.key, { row, progress, published });
+  const told = trusted ? answer.status : statusFromTables(node.key, { row, progress, published });
+  // An arm knows that it waits for the node; that it is held back, only the node knows.
+  const status = told === 'running' && live?.status === 'paused' ? 'paused' : told;
   // Numbers of an earlier execution of the same key say nothing about one that only begins.
   const current = live && EXECUTED.has(status) && !(status === 'running' && live.ended_at) ? live : null;
   const error = errorText(status, answer?.error, current);
@@ -331,7 +353,7 @@ function nodeState(
   };
 }
 
-const EXECUTED: ReadonlySet<NodeStatus> = new Set(['running', 'done', 'failed', 'cancelled', 'gate_failed']);
+const EXECUTED: ReadonlySet<NodeStatus> = new Set(['running', 'paused', 'done', 'failed', 'cancelled', 'gate_failed']);
 
 function errorText(
   status: NodeStatus,
@@ -354,7 +376,7 @@ function statusFromTables(key: string, { row, progress, published }: NodeContext
   const live = progress.get(key);
   const ended = row.status !== 'running';
   if (live && (live.updated_at >= row.created_at || (!live.ended_at && !ended))) {
-    if (live.status === 'running' && ended) return 'cancelled';
+    if ((live.status === 'running' || live.status === 'paused') && ended) return 'cancelled';
     if (live.status !== 'done') return live.status as NodeStatus;
   }
   if (!ended) return 'waiting';
@@ -372,13 +394,16 @@ function armStatus(run: RunStatus, nodes: readonly NodeState[]): ArmState['statu
 function estimateRemaining(arms: readonly ArmState[], secondsByKind: ReadonlyMap<string, number>): number | null {
   const left = new Map<string, number>();
   for (const node of arms.flatMap(({ nodes }) => nodes)) {
-    if (node.status !== 'waiting' && node.status !== 'running') continue;
+    if (!isOpen(node.status)) continue;
     const seconds = nodeSecondsLeft(node, secondsByKind.get(node.kind));
     if (seconds === null) return null;
     left.set(node.key, seconds);
   }
   return [...left.values()].reduce((sum, seconds) => sum + seconds, 0);
 }
+
+export const isOpen = (status: NodeStatus): boolean =>
+  status === 'waiting' || status === 'running' || status === 'paused';
 
 /** From its own pace where it has one, else from how long its kind took before. */
 function nodeSecondsLeft(node: NodeState, typical: number | undefined): number | null {

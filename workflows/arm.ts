@@ -1,8 +1,17 @@
-import { condition, defineQuery, defineSignal, isCancellation, setHandler, workflowInfo } from '@temporalio/workflow';
+import {
+  condition,
+  defineQuery,
+  defineSignal,
+  getExternalWorkflowHandle,
+  isCancellation,
+  setHandler,
+  workflowInfo,
+} from '@temporalio/workflow';
 import type { NodeOutcome, NodeSkeleton } from '../activities/index.ts';
 import { ledger } from './activity-proxies.ts';
 import { always } from './cancellation.ts';
 import { type ArmStatus, type RunStatus, worstOf } from './outcome.ts';
+import { type Hold, keepTold, listenForPause } from './pausing.ts';
 
 export interface ArmInput {
   run: string;
@@ -22,8 +31,22 @@ export const armStateQuery = defineQuery<ArmState>('state');
 /** Sent by a node workflow to every subscriber when it has ended. */
 export const nodeDoneSignal = defineSignal<[NodeOutcome]>('node_done');
 
+/** As the node workflow defines it; a signal's name is all that a sender needs. */
+const pauseSubscriberSignal = defineSignal<[string, boolean]>('pause_subscriber');
+
+/** What every node of an arm looks at. */
+interface Arm {
+  input: ArmInput;
+  hold: Hold;
+  /** Nodes whose end was told, by key. */
+  ended: Map<string, NodeOutcome>;
+  /** Nodes by id. */
+  outcomes: Map<string, Promise<NodeOutcome>>;
+}
+
 /** Run one arm: request every node as soon as its inputs exist; report how each ended. */
 export async function arm(input: ArmInput): Promise<{ status: RunStatus }> {
+  const hold = listenForPause();
   const nodes = await ledger.loadSkeleton({ plan: input.plan, arm: input.arm });
   const state: ArmState = {
     arm: input.arm,
@@ -31,13 +54,13 @@ export async function arm(input: ArmInput): Promise<{ status: RunStatus }> {
     nodes: nodes.map(({ id, kind, key }) => ({ id, kind, key, status: 'waiting' })),
   };
   setHandler(armStateQuery, () => state);
-  const ended = new Map<string, NodeOutcome>();
+  const context: Arm = { input, hold, ended: new Map(), outcomes: new Map() };
+  const { ended, outcomes } = context;
   setHandler(nodeDoneSignal, (outcome) => void ended.set(outcome.key, outcome));
 
-  const outcomes = new Map<string, Promise<NodeOutcome>>();
   for (const [position, node] of nodes.entries()) {
     const view = state.nodes[position] as ArmState['nodes'][number];
-    outcomes.set(node.id, follow(input, node, view, outcomes, ended));
+    outcomes.set(node.id, follow(context, node, view));
   }
   const results = await Promise.all(outcomes.values());
   state.status = worstOf(results.map(({ status }) => (status === 'skipped' ? 'done' : status)));
@@ -46,16 +69,11 @@ export async function arm(input: ArmInput): Promise<{ status: RunStatus }> {
 }
 
 /** One node, from waiting for its inputs to its outcome. A node whose inputs failed is skipped; its neighbours go on. */
-async function follow(
-  input: ArmInput,
-  node: NodeSkeleton,
-  view: ArmState['nodes'][number],
-  outcomes: ReadonlyMap<string, Promise<NodeOutcome>>,
-  ended: ReadonlyMap<string, NodeOutcome>,
-): Promise<NodeOutcome> {
+async function follow(arm: Arm, node: NodeSkeleton, view: ArmState['nodes'][number]): Promise<NodeOutcome> {
+  const { input, outcomes } = arm;
   const inputs = await Promise.all(node.inputs.map((id) => outcomes.get(id) as Promise<NodeOutcome>));
   const outcome: NodeOutcome = inputs.every(({ status }) => status === 'done')
-    ? await request(node, view, ended)
+    ? await request(arm, node, view)
     : { id: node.id, key: node.key, status: inputs.some((i) => i.status === 'cancelled') ? 'cancelled' : 'skipped' };
   view.status = outcome.reused ? 'reused' : outcome.status;
   if (outcome.error) view.error = outcome.error;
@@ -65,16 +83,24 @@ async function follow(
 
 /** Subscribe to the node's single execution; a cancelled arm leaves, and the node ends with its last subscriber. */
 async function request(
+  { hold, ended }: Arm,
   node: NodeSkeleton,
   view: ArmState['nodes'][number],
-  ended: ReadonlyMap<string, NodeOutcome>,
 ): Promise<NodeOutcome> {
   const { inputs: _, ...ref } = node;
   const subscriber = workflowInfo().workflowId;
   try {
+    if (hold.on) await condition(() => !hold.on);
     view.status = 'running';
     await ledger.requestNode({ node: ref, subscriber });
+    const telling = keepTold(
+      (paused) => getExternalWorkflowHandle(`node/${node.key}`).signal(pauseSubscriberSignal, subscriber, paused),
+      { paused: false },
+      () => hold.on,
+      () => ended.has(node.key),
+    );
     await condition(() => ended.has(node.key));
+    await telling;
     return ended.get(node.key) as NodeOutcome;
   } catch (error) {
     if (!isCancellation(error)) throw error;

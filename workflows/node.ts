@@ -2,44 +2,56 @@ import {
   CancellationScope,
   condition,
   defineSignal,
-  executeChild,
   getExternalWorkflowHandle,
   isCancellation,
   setHandler,
+  startChild,
 } from '@temporalio/workflow';
-import type { NodeOutcome, NodeRef } from '../activities/index.ts';
+import type { NodeEnding, NodeOutcome, NodeRef } from '../activities/index.ts';
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import { cpu, ledger } from './activity-proxies.ts';
 import { nodeDoneSignal } from './arm.ts';
 import { always } from './cancellation.ts';
 import { outcomeOfError } from './outcome.ts';
+import { executePausable } from './pausing.ts';
 import { rl_stage } from './rl-stage.ts';
-import { rollouts } from './rollouts.ts';
+import { type RolloutsInput, rollouts } from './rollouts.ts';
 import { sft_stage } from './sft-stage.ts';
 
 export const subscribeSignal = defineSignal<[string]>('subscribe');
 export const leaveSignal = defineSignal<[string]>('leave');
+/** From a subscriber whose run is paused (true) or goes on (false). */
+export const pauseSubscriberSignal = defineSignal<[string, boolean]>('pause_subscriber');
 
 /**
  * The single flight of one key. Looks for its artifact first, runs what is missing, tells every subscriber
- * (also those who came late), and cancels itself when the last subscriber has left.
+ * (also those who came late), and cancels itself when the last subscriber has left. It is paused while every
+ * subscriber is: a run that is not paused does not wait for one that is.
  */
 export async function node(ref: NodeRef): Promise<NodeOutcome> {
   const subscribers = new Set<string>();
+  const paused = new Set<string>();
   const told = new Set<string>();
   let everSubscribed = false;
   setHandler(subscribeSignal, (id) => {
     subscribers.add(id);
+    paused.delete(id);
     everSubscribed = true;
   });
   setHandler(leaveSignal, (id) => void subscribers.delete(id));
+  setHandler(pauseSubscriberSignal, (id, on) => void (on ? paused.add(id) : paused.delete(id)));
+  const isPaused = () => subscribers.size > 0 && [...subscribers].every((id) => paused.has(id));
 
   // Who subscribes while an abandoned execution is being cancelled gets a new one, not the old one's ending.
-  let outcome = await execution(ref, () => everSubscribed && subscribers.size === 0);
-  while (outcome.status === 'cancelled' && subscribers.size > 0 && !CancellationScope.current().consideredCancelled) {
-    outcome = await execution(ref, () => subscribers.size === 0);
+  let ending = await execution(ref, isPaused, () => everSubscribed && subscribers.size === 0);
+  const goesOn = ({ status }: NodeEnding) => status === 'paused' || (status === 'cancelled' && subscribers.size > 0);
+  while (goesOn(ending) && !CancellationScope.current().consideredCancelled) {
+    if (isPaused()) await condition(() => !isPaused());
+    ending = await execution(ref, isPaused, () => subscribers.size === 0);
   }
 
+  const outcome: NodeOutcome =
+    ending.status === 'paused' ? { ...ending, status: 'cancelled' } : { ...ending, status: ending.status };
   // A subscriber may arrive while another is being told: go on until nobody is left untold.
   for (let next = untold(subscribers, told); next !== undefined; next = untold(subscribers, told)) {
     told.add(next);
@@ -48,8 +60,8 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
   return outcome;
 }
 
-/** Run the node until it ends or nobody waits for it any more. */
-async function execution(ref: NodeRef, isAbandoned: () => boolean): Promise<NodeOutcome> {
+/** Run the node until it ends, is paused, or nobody waits for it any more. */
+async function execution(ref: NodeRef, isPaused: () => boolean, isAbandoned: () => boolean): Promise<NodeEnding> {
   const work = new CancellationScope();
   const watch = new CancellationScope();
   const watching = watch
@@ -59,7 +71,7 @@ async function execution(ref: NodeRef, isAbandoned: () => boolean): Promise<Node
       () => undefined, // nobody watches any more
     );
   try {
-    return await work.run(() => execute(ref));
+    return await work.run(() => execute(ref, isPaused));
   } catch (error) {
     return outcomeOfError(ref, error);
   } finally {
@@ -80,14 +92,14 @@ async function tell(subscriber: string, outcome: NodeOutcome): Promise<void> {
   }
 }
 
-async function execute(ref: NodeRef): Promise<NodeOutcome> {
+async function execute(ref: NodeRef, isPaused: () => boolean): Promise<NodeOutcome> {
   const { id, key } = ref;
   const existing = await ledger.findArtifact(ref);
   if (existing) return { id, key, status: 'done', artifact: existing, reused: true };
 
   await ledger.nodeStarted(ref);
   try {
-    const artifact = await produce(ref);
+    const artifact = await produce(ref, isPaused);
     await ledger.nodeEnded({ node: ref, status: 'done', detail: '' });
     return { id, key, status: 'done', artifact };
   } catch (error) {
@@ -98,7 +110,7 @@ async function execute(ref: NodeRef): Promise<NodeOutcome> {
 }
 
 /** A new kind of node does not compile until it is handled here. */
-async function produce(ref: NodeRef): Promise<ArtifactRef> {
+async function produce(ref: NodeRef, isPaused: () => boolean): Promise<ArtifactRef> {
   const { kind } = ref;
   switch (kind) {
     case 'corpus':
@@ -110,13 +122,19 @@ async function produce(ref: NodeRef): Promise<ArtifactRef> {
     case 'trajectories':
       return cpu.demonstrations(ref);
     case 'sft':
-      return executeChild(sft_stage, { workflowId: `stage/${ref.key}`, args: [{ node: ref }] });
+      return executePausable(
+        () => startChild(sft_stage, { workflowId: `stage/${ref.key}`, args: [{ node: ref }] }),
+        isPaused,
+      );
     case 'rl':
-      return executeChild(rl_stage, { workflowId: `stage/${ref.key}`, args: [{ node: ref }] });
+      return executePausable(
+        () => startChild(rl_stage, { workflowId: `stage/${ref.key}`, args: [{ node: ref }] }),
+        isPaused,
+      );
     case 'profile':
-      return cpu.publishProfile({ node: ref, shards: await rollOut(ref) });
+      return cpu.publishProfile({ node: ref, shards: await rollOut(ref, isPaused) });
     case 'benchmark':
-      return cpu.publishBenchmark({ node: ref, shards: await rollOut(ref) });
+      return cpu.publishBenchmark({ node: ref, shards: await rollOut(ref, isPaused) });
     case 'report':
       return cpu.report(ref);
     default:
@@ -125,10 +143,9 @@ async function produce(ref: NodeRef): Promise<ArtifactRef> {
 }
 
 /** All rollouts of a node that samples once: from its checkpoint, over its whole request. */
-async function rollOut(ref: NodeRef) {
+async function rollOut(ref: NodeRef, isPaused: () => boolean) {
   const checkpoint = await ledger.resolveCheckpoint(ref);
-  return executeChild(rollouts, {
-    workflowId: `rollouts/${ref.key}/0`,
-    args: [{ node: ref, step: 0, round: 0, checkpoint }],
-  });
+  const workflowId = `rollouts/${ref.key}/0`;
+  const args: [RolloutsInput] = [{ node: ref, step: 0, round: 0, checkpoint }];
+  return executePausable(() => startChild(rollouts, { workflowId, args }), isPaused);
 }

@@ -1,5 +1,6 @@
 import { ActivityFailure, ApplicationFailure, ChildWorkflowFailure, isCancellation } from '@temporalio/workflow';
-import type { NodeOutcome } from '../activities/index.ts';
+import type { NodeEnding } from '../activities/index.ts';
+import { PAUSED } from './pausing.ts';
 
 export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed';
 export type ArmStatus = RunStatus | 'waiting';
@@ -16,11 +17,12 @@ export function worstOf(statuses: readonly ArmStatus[]): RunStatus {
 const GATE_CODES = new Set(['TOO_FEW_SOLVABLE', 'CONTAMINATED']);
 
 /** How a node ended, from what was thrown. */
-export function outcomeOfError(node: { id: string; key: string }, error: unknown): NodeOutcome {
+export function outcomeOfError(node: { id: string; key: string }, error: unknown): NodeEnding {
   const { id, key } = node;
   if (isCancellation(error)) return { id, key, status: 'cancelled' };
   const cause = rootCause(error);
   const code = (cause instanceof ApplicationFailure && cause.type) || 'INTERNAL';
+  if (code === PAUSED) return { id, key, status: 'paused' };
   return { id, key, status: GATE_CODES.has(code) ? 'gate_failed' : 'failed', error: { code, message: cause.message } };
 }
 

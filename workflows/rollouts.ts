@@ -3,6 +3,7 @@ import type { NodeRef, RolloutShard } from '../activities/index.ts';
 import type { Checkpoint } from '../schemas/checkpoint.ts';
 import { cpu, rollout } from './activity-proxies.ts';
 import { always } from './cancellation.ts';
+import { listenForPause, stopIfPaused } from './pausing.ts';
 
 export interface RolloutsInput {
   node: NodeRef;
@@ -17,6 +18,7 @@ const WINDOW = 2;
 
 /** Sample all trajectories of one request from an engine leased at one checkpoint, in a sliding window of batches. */
 export async function rollouts({ node, step, round, checkpoint }: RolloutsInput): Promise<RolloutShard[]> {
+  const hold = listenForPause();
   const { request, batches } = await cpu.prepareRollouts({ node, step, round, checkpoint });
   const holder = workflowInfo().workflowId;
   await rollout().acquireEngine({ checkpoint, holder });
@@ -25,6 +27,7 @@ export async function rollouts({ node, step, round, checkpoint }: RolloutsInput)
     let next = 0;
     const lane = async () => {
       for (let batch = next++; batch < batches; batch = next++) {
+        stopIfPaused(hold);
         shards[batch] = await rollout().rolloutBatch({ node, step, request, batch, checkpoint, holder });
       }
     };

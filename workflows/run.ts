@@ -1,15 +1,18 @@
 import {
   CancellationScope,
+  condition,
   defineQuery,
-  executeChild,
+  defineUpdate,
   isCancellation,
   setHandler,
+  startChild,
   workflowInfo,
 } from '@temporalio/workflow';
 import { ledger } from './activity-proxies.ts';
 import { arm as armWorkflow } from './arm.ts';
 import { always } from './cancellation.ts';
 import { type ArmStatus, type RunStatus, worstOf } from './outcome.ts';
+import { executePausable } from './pausing.ts';
 
 export interface RunInput {
   run: string;
@@ -24,14 +27,34 @@ export interface RunState {
   run: string;
   status: RunStatus;
   arms: { arm: string; status: ArmStatus }[];
+  /** Null while it is not paused. */
+  paused: RunPause | null;
+}
+
+export interface RunPause {
+  reason: string;
+  since: string;
 }
 
 export const runStateQuery = defineQuery<RunState>('state');
+/** Hold the run back: what is in flight is finished, nothing new is begun. Tells since when. */
+export const pauseUpdate = defineUpdate<RunPause, [{ reason: string }]>('pause');
+/** Let a paused run go on; tells whether it was paused. */
+export const continueUpdate = defineUpdate<boolean>('continue');
 
 /** The frozen plan of a run: one child per arm, `max_parallel` at a time. Its result is the run's true final status. */
 export async function run(input: RunInput): Promise<{ status: RunStatus }> {
-  const state: RunState = { run: input.run, status: 'running', arms: [] };
+  const state: RunState = { run: input.run, status: 'running', arms: [], paused: null };
   setHandler(runStateQuery, () => state);
+  setHandler(pauseUpdate, ({ reason }) => {
+    state.paused ??= { reason, since: new Date().toISOString() };
+    return state.paused;
+  });
+  setHandler(continueUpdate, () => {
+    const wasPaused = state.paused !== null;
+    state.paused = null;
+    return wasPaused;
+  });
   state.status = await executeArms(input, state).catch((error: unknown) => {
     if (isCancellation(error)) return 'cancelled';
     throw error;
@@ -52,8 +75,7 @@ async function executeArms(
   let ended: RunStatus | null = null;
   const worker = async () => {
     for (let entry = waiting.shift(); entry; entry = waiting.shift()) {
-      entry.status = 'running';
-      const status = await executeArm({ run, plan, arm: entry.arm });
+      const status = await executeArm({ run, plan, arm: entry.arm }, state, entry);
       entry.status = status;
       if (!fail_fast || ended !== null || status === 'done' || status === 'cancelled') continue;
       ended = status;
@@ -64,13 +86,21 @@ async function executeArms(
   return ended ?? worstOf(state.arms.map(({ status }) => status));
 }
 
-async function executeArm(input: { run: string; plan: string; arm: string }): Promise<RunStatus> {
+/** A paused run begins no arm; one at work is told, and finishes what it has in flight. */
+async function executeArm(
+  input: { run: string; plan: string; arm: string },
+  state: RunState,
+  entry: RunState['arms'][number],
+): Promise<RunStatus> {
+  const isPaused = () => state.paused !== null;
+  const { taskQueue } = workflowInfo();
   try {
-    const { status } = await executeChild(armWorkflow, {
-      workflowId: `arm/${input.run}/${input.arm}`,
-      args: [input],
-      taskQueue: workflowInfo().taskQueue,
-    });
+    if (isPaused()) await condition(() => !isPaused());
+    entry.status = 'running';
+    const { status } = await executePausable(
+      () => startChild(armWorkflow, { workflowId: `arm/${input.run}/${input.arm}`, args: [input], taskQueue }),
+      isPaused,
+    );
     return status;
   } catch (error) {
     if (isCancellation(error)) return 'cancelled';

@@ -46,8 +46,8 @@ function toJson(state: RunState) {
     ...(error !== null && { error }),
     ...(total > 0 && { done, total }),
   }));
-  const { run, status, mlflow_url, trouble } = state;
-  return { run, status, nodes, mlflow_url, ...(trouble !== null && { trouble }) };
+  const { run, status, mlflow_url, paused, trouble } = state;
+  return { run, status, nodes, mlflow_url, ...(paused && { paused }), ...(trouble !== null && { trouble }) };
 }
 
 /** The picture of `exp watch`, once and whole: it may be longer than the screen. */

@@ -34,6 +34,7 @@ function state(nodes: NodeState[], change: Partial<RunState> = {}): RunState {
     created_at: START,
     ended_at: null,
     mlflow_url: 'http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef',
+    paused: null,
     eta_seconds: 372,
     trouble: null,
     arms: [{ arm: 'control', status: 'running', nodes }],
