@@ -1,7 +1,7 @@
 /** Interfaces only: all that workflows see of the activities. Inputs and results are references, never data. */
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import type { Checkpoint } from '../schemas/checkpoint.ts';
-import type { NodeKind } from '../schemas/plan.ts';
+import type { NodeKind, PlanGate } from '../schemas/plan.ts';
 
 /** A node of a stored plan. The activity loads parameters itself, by `plan` (blob hash) and `arm`. */
 export interface NodeRef {
@@ -15,6 +15,10 @@ export interface NodeRef {
 /** What the arm workflow needs of a node: order, not parameters. */
 export interface NodeSkeleton extends NodeRef {
   inputs: string[];
+  /** What must hold before nodes that name this one in `gates` begin. */
+  gate?: PlanGate;
+  /** Stages whose gates this node waits for. */
+  gates?: string[];
 }
 
 export interface NodeOutcome {
@@ -50,6 +54,8 @@ export interface CpuActivities {
   requestNode(input: { node: NodeRef; subscriber: string }): Promise<void>;
   leaveNode(input: { key: string; subscriber: string }): Promise<void>;
   findArtifact(node: NodeRef): Promise<ArtifactRef | null>;
+  /** A number of a published artifact; null when it has none of this name. */
+  readMetric(input: { artifact: ArtifactRef; metric: string }): Promise<number | null>;
   corpus(node: NodeRef): Promise<ArtifactRef>;
   buildIndex(node: NodeRef): Promise<ArtifactRef>;
   tasks(node: NodeRef): Promise<ArtifactRef>;

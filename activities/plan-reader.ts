@@ -1,6 +1,6 @@
 import type { Manifest } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
-import type { NodeKind, Plan, PlanNode } from '../schemas/plan.ts';
+import type { NodeKind, Plan, PlanArm, PlanNode } from '../schemas/plan.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { NodeRef } from './index.ts';
 
@@ -28,11 +28,15 @@ export class PlanReader {
     return plan;
   }
 
-  async nodes(ref: { plan: string; arm: string }): Promise<PlanNode[]> {
+  async arm(ref: { plan: string; arm: string }): Promise<PlanArm> {
     const plan = await this.load(ref.plan);
     const arm = plan.arms.find(({ name }) => name === ref.arm);
     if (!arm) throw new ExpError('PLAN', ref.arm, 'the stored plan has no such arm');
-    return arm.nodes;
+    return arm;
+  }
+
+  async nodes(ref: { plan: string; arm: string }): Promise<PlanNode[]> {
+    return (await this.arm(ref)).nodes;
   }
 
   async node(ref: NodeRef): Promise<PlanNode> {

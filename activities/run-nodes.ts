@@ -17,7 +17,14 @@ export interface RunNodesDeps {
 
 type RunNodesActivities = Pick<
   CpuActivities,
-  'listArms' | 'loadSkeleton' | 'requestNode' | 'leaveNode' | 'findArtifact' | 'nodeStarted' | 'nodeEnded'
+  | 'listArms'
+  | 'loadSkeleton'
+  | 'requestNode'
+  | 'leaveNode'
+  | 'findArtifact'
+  | 'readMetric'
+  | 'nodeStarted'
+  | 'nodeEnded'
 >;
 
 /** What `run`, `arm` and `node` ask of the world outside: the plan's shape, single flight, reuse, and their diary. */
@@ -33,8 +40,12 @@ export const createRunNodesActivities = ({
   },
 
   async loadSkeleton({ plan, arm }) {
-    const nodes = await plans.nodes({ plan, arm });
-    return nodes.map(({ id, kind, key, inputs }) => ({ plan, arm, id, kind, key, inputs }));
+    const { nodes, gates = [] } = await plans.arm({ plan, arm });
+    return nodes.map(({ id, kind, key, inputs }) => {
+      const gate = gates.find(({ name }) => name === id);
+      const waits = gates.filter(({ blocks }) => blocks.includes(id)).map(({ name }) => name);
+      return { plan, arm, id, kind, key, inputs, ...(gate && { gate }), ...(waits.length > 0 && { gates: waits }) };
+    });
   },
 
   /** Signal-with-start: whoever asks first starts the node, everybody else joins it. */
@@ -74,6 +85,11 @@ export const createRunNodesActivities = ({
     if (reason === null) return artifact;
     await store.retire(artifact, reason);
     return null;
+  },
+
+  async readMetric({ artifact, metric }) {
+    const { metrics } = await store.manifest(artifact);
+    return metrics.findLast(({ name }) => name === metric)?.value ?? null;
   },
 
   nodeStarted: (node) => progress.started(node),

@@ -2,11 +2,13 @@
 import {
   type ArmState,
   allNodes,
+  type GateState,
   isOpen,
   type NodeState,
   type NodeStatus,
   type RunPause,
   type RunState,
+  toldGates,
 } from './run-state.ts';
 import { clock, count, padTo, paint, plainAscii, progressBar, type Terminal, textWidth, truncate } from './terminal.ts';
 
@@ -106,6 +108,7 @@ function renderArms(state: RunState, terminal: Terminal, layout: Layout, frame: 
   return state.arms.flatMap((arm, position) => [
     ...(state.arms.length > 1 ? [...(position > 0 ? [''] : []), armTitle(arm, terminal)] : []),
     ...arm.nodes.flatMap((node) => renderNode(node, terminal, layout, frame)),
+    ...arm.gates.flatMap((gate) => renderGate(gate, state.run, terminal)),
   ]);
 }
 
@@ -145,6 +148,27 @@ function renderNode(node: NodeState, terminal: Terminal, layout: Layout, frame: 
     line,
     `  ${paint(terminal, 'red', fitLine({ ...terminal, columns: terminal.columns - 2 }, mark + node.error))}`,
   ];
+}
+
+const GATE_LOOKS: Record<GateState['status'], Look | null> = {
+  waiting: null,
+  asks: { unicode: '?', ascii: '?', colour: 'yellow' },
+  passed: LOOKS.done,
+  failed: LOOKS.gate_failed,
+  skipped: null,
+  cancelled: null,
+};
+
+function renderGate(gate: GateState, run: string, terminal: Terminal): string[] {
+  const look = GATE_LOOKS[gate.status];
+  if (!look) return [];
+  const symbol = terminal.unicode ? look.unicode : look.ascii;
+  return [paint(terminal, look.colour, fitLine(terminal, `${symbol} ${gateText(gate, run)}`))];
+}
+
+function gateText({ name, status, reason }: GateState, run: string): string {
+  const words = status === 'asks' ? `waits for approval: exp approve ${run} ${name}` : status;
+  return `gate after ${name} ${[words, reason].filter(Boolean).join('; ')}`;
 }
 
 function statusWord(node: NodeState): string {
@@ -226,6 +250,11 @@ export function renderChanges(before: RunState | null, after: RunState, now: Dat
     const same = was ? was.status === node.status && was.error === node.error : node.status === 'waiting';
     return same ? [] : [stampedLine(now, `${nodeLabel(after, node)} ${describeNode(node, now)}`)];
   });
+  const told = new Map((before ? toldGates(before) : []).map((gate) => [`${gate.arm}/${gate.name}`, gate.status]));
+  for (const gate of toldGates(after)) {
+    if (told.get(`${gate.arm}/${gate.name}`) === gate.status || !GATE_LOOKS[gate.status]) continue;
+    lines.push(stampedLine(now, `${after.arms.length > 1 ? `${gate.arm}: ` : ''}${gateText(gate, after.run)}`));
+  }
   if (before && before.paused?.reason !== after.paused?.reason && after.status === 'running')
     lines.push(stampedLine(now, after.paused ? pauseText(after.paused, after.run) : `run ${after.run} goes on`));
   const runChanged = before?.status !== after.status;

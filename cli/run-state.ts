@@ -54,10 +54,21 @@ export interface RunPause {
   since: string;
 }
 
+/** What stands between a stage and those that start from it. */
+export interface GateState {
+  /** The stage. */
+  name: string;
+  status: 'waiting' | 'asks' | 'passed' | 'failed' | 'skipped' | 'cancelled';
+  metric: string | null;
+  value: number | null;
+  reason: string;
+}
+
 export interface ArmState {
   arm: string;
   status: RunStatus | 'waiting';
   nodes: NodeState[];
+  gates: GateState[];
 }
 
 export interface RunState {
@@ -98,6 +109,7 @@ interface ArmAnswer {
   arm: string;
   status: ArmState['status'];
   nodes: { id: string; status: NodeStatus; error?: { code: string; message: string } }[];
+  gates?: GateState[];
 }
 
 const RUN_COLUMNS = 'id, run_key, name, profile, plan_blob, status, created_at, ended_at, mlflow_url';
@@ -187,7 +199,12 @@ export class RunReader {
       const answer = this.#answers.get(arm.name);
       const answers = new Map(answer?.nodes.map((node) => [node.id, node]));
       const nodes = arm.nodes.map((node) => nodeState(node, answers.get(node.id), context));
-      return { arm: arm.name, status: this.#overview.get(arm.name) ?? armStatus(row.status, nodes), nodes };
+      return {
+        arm: arm.name,
+        status: this.#overview.get(arm.name) ?? armStatus(row.status, nodes),
+        nodes,
+        gates: answer?.gates ?? [],
+      };
     });
     const status = row.status === 'running' && this.#orphaned ? 'failed' : row.status;
     this.#secondsByKind ??= await readSecondsByKind(this.#stack.pool);
@@ -416,6 +433,13 @@ function nodeSecondsLeft(node: NodeState, typical: number | undefined): number |
 /** Nodes with the arm they belong to, in plan order. */
 export function allNodes(state: RunState): (NodeState & { arm: string })[] {
   return state.arms.flatMap(({ arm, nodes }) => nodes.map((node) => ({ ...node, arm })));
+}
+
+/** Gates that tell something, with the arm they belong to. */
+export function toldGates(state: RunState): (GateState & { arm: string })[] {
+  return state.arms.flatMap(({ arm, gates }) =>
+    gates.filter(({ status }) => status !== 'waiting').map((gate) => ({ ...gate, arm })),
+  );
 }
 
 /** The exit code that a final status stands for. */

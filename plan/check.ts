@@ -8,6 +8,7 @@ import {
   checkEvaluation,
   checkReferences,
 } from './check-benchmarks.ts';
+import { checkGates } from './check-gates.ts';
 import { keyPlaceAt, type Located, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
 import {
@@ -90,6 +91,7 @@ export function checkSpec(experiment: Experiment, root: Located, limits: KnownLi
     checkDemonstrations,
     checkJudge,
     checkReuse,
+    checkGates,
   ]) {
     try {
       run(check);

@@ -8,6 +8,7 @@ import { type ArmDraft, armsOf, changesOf, withoutArms } from './arms.ts';
 import { checkSpec } from './check.ts';
 import { compileNodes, type ReusedStage } from './compile.ts';
 import { checkContamination } from './decontaminate.ts';
+import { gatesOf } from './gates.ts';
 import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
 import { child, type Located, nodeAt } from './located.ts';
@@ -219,6 +220,7 @@ function planOf(
       seed: arm.resolved.experiment.seed,
       changes,
       nodes: arm.nodes,
+      ...gatesOf(arm.resolved.experiment, arm.nodes),
     })),
   };
 }

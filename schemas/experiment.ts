@@ -632,6 +632,34 @@ const optimizerFields = {
   }),
 };
 
+const bound = (description: string) =>
+  Type.Optional(Type.Number({ minimum: -1e12, maximum: 1e12, description, key: false }));
+const Gate = object(
+  {
+    metric: Type.Optional(
+      Type.String({
+        maxLength: 200,
+        description:
+          'A number of a benchmark that is measured after this stage: `eval/BENCHMARK/avg_at_2`, `pass_at_2`, `f1` …; with `_low` or `_high` the ends of its 95 % interval.',
+        key: false,
+      }),
+    ),
+    at_least: bound('The least the metric may be.'),
+    at_most: bound('The most the metric may be.'),
+    on_fail: words(['stop', 'ask'], {
+      default: 'stop',
+      description: 'When the metric is beyond: end here (exit 3), or wait for `exp approve RUN STAGE`.',
+      key: false,
+    }),
+    approve: Type.Boolean({
+      default: false,
+      description: 'Wait for `exp approve RUN STAGE` in any case.',
+      key: false,
+    }),
+  },
+  { description: 'What must hold before other stages start from this one.' },
+);
+
 const stageFields = {
   like: Type.Optional(
     Type.String({
@@ -676,6 +704,7 @@ const stageFields = {
       { description: 'What the trainer is given.' },
     ),
   ),
+  gate: Type.Optional(Gate),
   checkpoint: object(
     {
       every: count({
@@ -1102,6 +1131,15 @@ const Budget = object(
     ),
     gpu_hours: Type.Optional(
       Type.Number({ minimum: 0, maximum: 1e9, description: 'GPU time.', unit: 'hours', key: false }),
+    ),
+    money: Type.Optional(
+      Type.Number({
+        minimum: 0,
+        maximum: 1e12,
+        description: 'All of it by the prices of the profile, in its currency.',
+        unit: 'money',
+        key: false,
+      }),
     ),
     on_exceed: words(['pause', 'stop'], { default: 'pause', description: 'What happens at the bound.', key: false }),
   },

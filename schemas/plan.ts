@@ -41,6 +41,31 @@ export const PlanNode = Type.Object(
 );
 export type PlanNode = Static<typeof PlanNode>;
 
+const bound = Type.Union([Type.Number(), Type.Null()]);
+
+/** What must hold before stages that start from a stage begin. It decides no result, so it is in no key. */
+export const PlanGate = Type.Object(
+  {
+    /** The stage, and the id of its node. */
+    name: Type.String(),
+    /** Null where only a person is asked. `benchmark` is the node that measures it. */
+    metric: Type.Union([
+      Type.Object(
+        { name: Type.String(), benchmark: Type.String(), at_least: bound, at_most: bound },
+        { additionalProperties: false },
+      ),
+      Type.Null(),
+    ]),
+    on_fail: Type.Unsafe<'stop' | 'ask'>({ type: 'string', enum: ['stop', 'ask'] }),
+    /** Whether a person is asked even when the metric holds. */
+    approve: Type.Boolean(),
+    /** Ids of the nodes that wait. */
+    blocks: Type.Array(Type.String()),
+  },
+  { additionalProperties: false },
+);
+export type PlanGate = Static<typeof PlanGate>;
+
 export const PlanArm = Type.Object(
   {
     name: Type.String(),
@@ -48,6 +73,8 @@ export const PlanArm = Type.Object(
     /** What sets this arm apart from the spec, by dotted path; null for what it unsets. */
     changes: Type.Record(Type.String(), Type.Unknown()),
     nodes: Type.Array(PlanNode),
+    /** Absent where there are none. */
+    gates: Type.Optional(Type.Array(PlanGate)),
   },
   { additionalProperties: false },
 );

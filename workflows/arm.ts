@@ -10,6 +10,7 @@ import {
 import type { NodeOutcome, NodeSkeleton } from '../activities/index.ts';
 import { ledger } from './activity-proxies.ts';
 import { always } from './cancellation.ts';
+import { type GateState, Gates } from './gates.ts';
 import { type ArmStatus, type RunStatus, worstOf } from './outcome.ts';
 import { type Hold, keepTold, listenForPause } from './pausing.ts';
 
@@ -25,6 +26,7 @@ export interface ArmState {
   arm: string;
   status: ArmStatus;
   nodes: { id: string; kind: string; key: string; status: NodeStatus; error?: { code: string; message: string } }[];
+  gates: GateState[];
 }
 
 export const armStateQuery = defineQuery<ArmState>('state');
@@ -42,28 +44,35 @@ interface Arm {
   ended: Map<string, NodeOutcome>;
   /** Nodes by id. */
   outcomes: Map<string, Promise<NodeOutcome>>;
+  gates: Gates;
 }
 
 /** Run one arm: request every node as soon as its inputs exist; report how each ended. */
 export async function arm(input: ArmInput): Promise<{ status: RunStatus }> {
   const hold = listenForPause();
   const nodes = await ledger.loadSkeleton({ plan: input.plan, arm: input.arm });
+  const outcomes = new Map<string, Promise<NodeOutcome>>();
+  const gates = new Gates(nodes, outcomes);
   const state: ArmState = {
     arm: input.arm,
     status: 'running',
     nodes: nodes.map(({ id, kind, key }) => ({ id, kind, key, status: 'waiting' })),
+    gates: gates.states,
   };
   setHandler(armStateQuery, () => state);
-  const context: Arm = { input, hold, ended: new Map(), outcomes: new Map() };
-  const { ended, outcomes } = context;
-  setHandler(nodeDoneSignal, (outcome) => void ended.set(outcome.key, outcome));
+  const context: Arm = { input, hold, ended: new Map(), outcomes, gates };
+  setHandler(nodeDoneSignal, (outcome) => void context.ended.set(outcome.key, outcome));
 
   for (const [position, node] of nodes.entries()) {
     const view = state.nodes[position] as ArmState['nodes'][number];
     outcomes.set(node.id, follow(context, node, view));
   }
   const results = await Promise.all(outcomes.values());
-  state.status = worstOf(results.map(({ status }) => (status === 'skipped' ? 'done' : status)));
+  const missed = (await gates.passAll()).filter(({ status }) => status === 'failed');
+  state.status = worstOf([
+    ...results.map(({ status }) => (status === 'skipped' ? 'done' : status)),
+    ...missed.map(() => 'gate_failed' as const),
+  ]);
   await always(() => ledger.trackArm({ run: input.run, arm: input.arm, status: state.status }));
   return { status: state.status };
 }
@@ -73,12 +82,23 @@ async function follow(arm: Arm, node: NodeSkeleton, view: ArmState['nodes'][numb
   const { input, outcomes } = arm;
   const inputs = await Promise.all(node.inputs.map((id) => outcomes.get(id) as Promise<NodeOutcome>));
   const outcome: NodeOutcome = inputs.every(({ status }) => status === 'done')
-    ? await request(arm, node, view)
+    ? ((await heldBack(arm, node)) ?? (await request(arm, node, view)))
     : { id: node.id, key: node.key, status: inputs.some((i) => i.status === 'cancelled') ? 'cancelled' : 'skipped' };
   view.status = outcome.reused ? 'reused' : outcome.status;
   if (outcome.error) view.error = outcome.error;
   await always(() => ledger.trackNode({ ...input, outcome: { ...outcome, id: node.id } }));
   return outcome;
+}
+
+/** The outcome of a node that a gate does not let begin; null when it may. */
+async function heldBack({ gates }: Arm, { id, key, gates: names = [] }: NodeSkeleton): Promise<NodeOutcome | null> {
+  for (const name of names) {
+    const { status, reason } = await gates.pass(name);
+    if (status === 'cancelled') return { id, key, status };
+    if (status !== 'passed')
+      return { id, key, status: 'skipped', error: { code: 'GATE', message: `${id}: GATE: after ${name}: ${reason}` } };
+  }
+  return null;
 }
 
 /** Subscribe to the node's single execution; a cancelled arm leaves, and the node ends with its last subscriber. */
@@ -87,7 +107,7 @@ async function request(
   node: NodeSkeleton,
   view: ArmState['nodes'][number],
 ): Promise<NodeOutcome> {
-  const { inputs: _, ...ref } = node;
+  const { inputs: _, gate: __, gates: ___, ...ref } = node;
   const subscriber = workflowInfo().workflowId;
   try {
     if (hold.on) await condition(() => !hold.on);

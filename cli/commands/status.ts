@@ -8,7 +8,16 @@ import { serviceStates } from '../../services/stack.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { renderFrame } from '../live-view.ts';
 import { asUnreachable, openProfile, openStack, type Stack, withStack } from '../open-stack.ts';
-import { allNodes, findRun, listRuns, RunReader, type RunRow, type RunState, runArgument } from '../run-state.ts';
+import {
+  allNodes,
+  findRun,
+  listRuns,
+  RunReader,
+  type RunRow,
+  type RunState,
+  runArgument,
+  toldGates,
+} from '../run-state.ts';
 import { clock, detectTerminal, renderTable } from '../terminal.ts';
 
 export const command: Command = {
@@ -46,8 +55,17 @@ function toJson(state: RunState) {
     ...(error !== null && { error }),
     ...(total > 0 && { done, total }),
   }));
+  const gates = toldGates(state).map(({ arm, ...gate }) => ({ ...gate, ...(severalArms && { arm }) }));
   const { run, status, mlflow_url, paused, trouble } = state;
-  return { run, status, nodes, mlflow_url, ...(paused && { paused }), ...(trouble !== null && { trouble }) };
+  return {
+    run,
+    status,
+    nodes,
+    mlflow_url,
+    ...(paused && { paused }),
+    ...(gates.length > 0 && { gates }),
+    ...(trouble !== null && { trouble }),
+  };
 }
 
 /** The picture of `exp watch`, once and whole: it may be longer than the screen. */

@@ -37,6 +37,7 @@ The key is compared with that of the nearest node of this id in earlier runs of 
 const WHAT_IT_DID: Record<NodeStatus, string> = {
   waiting: 'waits for its inputs',
   running: 'runs',
+  paused: 'is paused',
   done: 'ran',
   reused: 'was reused',
   failed: 'ran and failed',

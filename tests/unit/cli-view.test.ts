@@ -37,7 +37,7 @@ function state(nodes: NodeState[], change: Partial<RunState> = {}): RunState {
     paused: null,
     eta_seconds: 372,
     trouble: null,
-    arms: [{ arm: 'control', status: 'running', nodes }],
+    arms: [{ arm: 'control', status: 'running', nodes, gates: [] }],
     ...change,
   };
 }
@@ -156,8 +156,8 @@ test('more nodes than rows: finished ones are folded, running and failed ones st
 test('arms have their own sections when there is more than one', () => {
   const two = state(NODES, {
     arms: [
-      { arm: 'control', status: 'running', nodes: NODES },
-      { arm: 'no_filter', status: 'waiting', nodes: [node('corpus')] },
+      { arm: 'control', status: 'running', nodes: NODES, gates: [] },
+      { arm: 'no_filter', status: 'waiting', nodes: [node('corpus')], gates: [] },
     ],
   });
   const lines = renderFrame(two, terminal(), frame);

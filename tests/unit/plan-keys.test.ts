@@ -130,7 +130,8 @@ const EXTRAS = [
   '+benchmarks.held_out.seed=5',
   '+benchmarks.held_out.max_turns=6',
   '+benchmarks.held_out.context_length=1600',
-  '+budget={ tokens: 1000000 }',
+  '+curriculum.cold_start.gate={ metric: eval/held_out/avg_at_2, at_least: 0.1, approve: true }',
+  '+budget={ tokens: 1000000, money: 5 }',
 ];
 
 /** Which nodes read a field themselves; what depends on them changes with them. */
@@ -225,6 +226,9 @@ describe('flipping a leaf changes exactly the nodes that depend on it', () => {
         'policy.engine',
         'tracking.mlflow_experiment',
         'budget.tokens',
+        'budget.money',
+        'curriculum.cold_start.gate.metric',
+        'curriculum.cold_start.gate.at_least',
         'curriculum.stage1.checkpoint.every',
         'curriculum.cold_start.resources.gpu',
       ]),

@@ -72,6 +72,12 @@ const EXPECTED: Record<string, string[]> = {
   'demonstrations-of-nothing': ['REF 18:29'], // in base.yaml, which it extends
   'empty-section': ['EMPTY 2:7'],
   'from-a-profile': ['REF 4:19'],
+  'gate-on-a-profile': ['REF 7:11'],
+  'gate-on-unknown-benchmark': ['REF 3:29'],
+  'gate-on-unknown-metric': ['REF 5:15'],
+  'gate-on-what-is-not-measured': ['REF 3:27'],
+  'gate-that-nothing-passes': ['RANGE 3:64'],
+  'gate-without-bound': ['REQUIRED 3:17', 'REQUIRED 4:19'],
   'judge-is-missing': ['REF 2:20'],
   'keeps-nothing': ['RANGE 3:47'],
   'list-for-map': ['TYPE 2:13'],
@@ -109,6 +115,9 @@ describe('a problem teaches', () => {
     ['b25-missing-stage', 'did you mean `warm`?'],
     ['b20-number-as-text', 'write 1e-6 without quotes or separators'],
     ['b22-yes-for-boolean', 'write true'],
+    ['gate-on-unknown-benchmark', 'did you mean `check`?'],
+    ['gate-on-unknown-metric', 'did you mean `eval/check/avg_at_1`?'],
+    ['gate-on-what-is-not-measured', 'add it to benchmarks.check.after'],
     ['unquoted-reference', 'inside { } and [ ] a reference is quoted: "${…}"'],
   ])('%s: %s', async (name, hint) => {
     expect((await problemOf(name)).hint).toBe(hint);
