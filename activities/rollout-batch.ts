@@ -271,9 +271,9 @@ async function sealShard(deps: RolloutDeps, batch: Batch, trajectories: readonly
     const blob = await deps.store.putBlob(path);
     const failed = trajectories.filter(({ failure_class }) => failure_class !== null).length;
     await deps.pool.query(
-      `insert into rollout_shards (request, batch, checkpoint_digest, blob, trajectories, failed) values ($1, $2, $3, $4, $5, $6)
-       on conflict do nothing`,
-      [batch.request, batch.batch, batch.checkpoint.digest, blob, trajectories.length, failed],
+      `insert into rollout_shards (request, batch, checkpoint_digest, blob, trajectories, failed, node_key)
+       values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,
+      [batch.request, batch.batch, batch.checkpoint.digest, blob, trajectories.length, failed, batch.node.key],
     );
     return (await findShard(deps, batch)) ?? { blob, trajectories: trajectories.length, failed };
   } finally {

@@ -52,6 +52,11 @@ const VERBS: readonly Verb[] = [
     load: () => import('./commands/compare.ts'),
   },
   {
+    name: 'report',
+    summary: 'Write a run as one HTML page: results, curves, timeline, trajectories.',
+    load: () => import('./commands/report.ts'),
+  },
+  {
     name: 'ask',
     summary: 'Ask a checkpoint one question, with a live trace.',
     load: () => import('./commands/ask.ts'),

@@ -7,12 +7,18 @@ import { clock, oneLine } from './terminal.ts';
 type HistoryEvent = temporal.api.history.v1.IHistoryEvent;
 type Failure = temporal.api.failure.v1.IFailure;
 
+/** A process gone or silent; work that was tried again after an error; the end of trying. */
+export type TroubleMark = 'crash' | 'retry' | 'failure';
+type Told = { text: string; mark: TroubleMark | null };
+
 export interface LogEntry {
   at: Date;
   /** The node, `run` or an arm. */
   where: string;
   text: string;
   trouble: boolean;
+  /** What kind of trouble it was; null when none. */
+  mark: TroubleMark | null;
   /** The same entry read again has the same id. */
   id: string;
 }
@@ -129,36 +135,42 @@ class HistoryReader {
     const told = this.#tell(event);
     if (told === null) return [];
     return [
-      { at: timeOf(event.eventTime), where: this.#where, ...told, id: `${this.#runId}/${String(event.eventId)}` },
+      {
+        at: timeOf(event.eventTime),
+        where: this.#where,
+        ...told,
+        trouble: told.mark !== null,
+        id: `${this.#runId}/${String(event.eventId)}`,
+      },
     ];
   }
 
-  #tell(event: HistoryEvent): { text: string; trouble: boolean } | null {
+  #tell(event: HistoryEvent): Told | null {
     return this.#workflowEvent(event) ?? this.#activityEvent(event);
   }
 
-  #workflowEvent(event: HistoryEvent): { text: string; trouble: boolean } | null {
-    if (event.workflowExecutionStartedEventAttributes) return { text: 'begun', trouble: false };
-    if (event.workflowExecutionCompletedEventAttributes) return { text: 'ended', trouble: false };
-    if (event.workflowExecutionCancelRequestedEventAttributes) return { text: 'asked to cancel', trouble: false };
-    if (event.workflowExecutionCanceledEventAttributes) return { text: 'cancelled', trouble: false };
+  #workflowEvent(event: HistoryEvent): Told | null {
+    if (event.workflowExecutionStartedEventAttributes) return { text: 'begun', mark: null };
+    if (event.workflowExecutionCompletedEventAttributes) return { text: 'ended', mark: null };
+    if (event.workflowExecutionCancelRequestedEventAttributes) return { text: 'asked to cancel', mark: null };
+    if (event.workflowExecutionCanceledEventAttributes) return { text: 'cancelled', mark: null };
     if (event.workflowExecutionTerminatedEventAttributes) {
-      return { text: `terminated: ${event.workflowExecutionTerminatedEventAttributes.reason ?? ''}`, trouble: true };
+      return { text: `terminated: ${event.workflowExecutionTerminatedEventAttributes.reason ?? ''}`, mark: 'crash' };
     }
-    if (event.workflowExecutionTimedOutEventAttributes) return { text: 'timed out', trouble: true };
+    if (event.workflowExecutionTimedOutEventAttributes) return { text: 'timed out', mark: 'crash' };
     const failed = event.workflowExecutionFailedEventAttributes;
-    if (failed) return { text: `failed: ${failureText(failed.failure)}`, trouble: true };
+    if (failed) return { text: `failed: ${failureText(failed.failure)}`, mark: 'failure' };
     const task = event.workflowTaskFailedEventAttributes;
-    if (task) return { text: `workflow code failed, waiting for a fix: ${failureText(task.failure)}`, trouble: true };
+    if (task) return { text: `workflow code failed, waiting for a fix: ${failureText(task.failure)}`, mark: 'crash' };
     return null;
   }
 
-  #activityEvent(event: HistoryEvent): { text: string; trouble: boolean } | null {
+  #activityEvent(event: HistoryEvent): Told | null {
     const scheduled = event.activityTaskScheduledEventAttributes;
     if (scheduled) {
       const name = scheduled.activityType?.name ?? 'activity';
       this.#activities.set(String(event.eventId), { name, scheduled: timeOf(event.eventTime) });
-      return this.#quiet(name) ? null : { text: `${name} scheduled`, trouble: false };
+      return this.#quiet(name) ? null : { text: `${name} scheduled`, mark: null };
     }
     const started = event.activityTaskStartedEventAttributes;
     if (started) {
@@ -171,7 +183,7 @@ class HistoryReader {
     return this.#activityEnd(event);
   }
 
-  #activityEnd(event: HistoryEvent): { text: string; trouble: boolean } | null {
+  #activityEnd(event: HistoryEvent): Told | null {
     const { activityTaskCompletedEventAttributes: completed, activityTaskFailedEventAttributes: failed } = event;
     const { activityTaskTimedOutEventAttributes: timedOut, activityTaskCanceledEventAttributes: cancelled } = event;
     const end = completed ?? failed ?? timedOut ?? cancelled;
@@ -184,11 +196,11 @@ class HistoryReader {
     if (completed)
       return this.#quiet(name) && attempt === 1
         ? null
-        : { text: `${name} done in ${took}${retried}`, trouble: attempt > 1 };
-    if (cancelled) return { text: `${name} cancelled after ${took}`, trouble: false };
+        : { text: `${name} done in ${took}${retried}`, mark: attempt > 1 ? markOf(failure) : null };
+    if (cancelled) return { text: `${name} cancelled after ${took}`, mark: null };
     return {
       text: `${name} failed after ${took}${retried}: ${failureText((failed ?? timedOut)?.failure)}`,
-      trouble: true,
+      mark: timedOut ? 'crash' : 'failure',
     };
   }
 
@@ -208,9 +220,13 @@ function pendingEntries(
     if (attempt < 2 && !activity.lastFailure) return [];
     const text = `${name} at attempt ${attempt}${activity.lastFailure ? ` after: ${failureText(activity.lastFailure)}` : ''}`;
     const at = activity.lastStartedTime ? timeOf(activity.lastStartedTime) : new Date();
-    return [{ at, where, text, trouble: true, id: `pending/${where}/${activity.activityId ?? ''}/${attempt}` }];
+    const mark = markOf(activity.lastFailure);
+    return [{ at, where, text, trouble: true, mark, id: `pending/${where}/${activity.activityId ?? ''}/${attempt}` }];
   });
 }
+
+/** Silence ends in a time-out: nobody was there any more to say what was wrong. */
+const markOf = (failure: Failure | null | undefined): TroubleMark => (failure?.timeoutFailureInfo ? 'crash' : 'retry');
 
 /** The innermost cause: its code and its first line. */
 function failureText(failure: Failure | null | undefined): string {

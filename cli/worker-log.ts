@@ -35,6 +35,7 @@ export function readWorkerLogs({ home, run, plan, since, node }: WorkerLogQuery)
         at,
         where,
         text: `${line.worker}: ${text}`,
+        mark: null,
         trouble: /^\s*(WARN|ERROR)/.test(line.text.slice(24)),
         id: line.id,
       },

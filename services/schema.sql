@@ -183,3 +183,6 @@ create table if not exists rollout_shards (
   sealed_at timestamptz not null default now(),
   primary key (request, batch, checkpoint_digest)
 );
+-- Whose rollouts a shard holds, so that a report finds them.
+alter table rollout_shards add column if not exists node_key text;
+create index if not exists rollout_shards_by_node on rollout_shards (node_key);

@@ -29,6 +29,15 @@ const IDLE_MS = 400;
 const FEED_MS = 3000;
 const BACKOFF_MS = { first: 500, most: 10_000 } as const;
 
+/** Store a payload; a second one under the same `dedup` is dropped, so a retry sends what the first attempt wrote. */
+export async function enqueue(pool: Pool, dedup: string, runId: string, payload: object): Promise<void> {
+  await pool.query('insert into outbox (dedup, run_id, payload) values ($1, $2, $3) on conflict (dedup) do nothing', [
+    dedup,
+    runId,
+    JSON.stringify(payload),
+  ]);
+}
+
 export class Outbox<Payload extends object> {
   readonly #options: OutboxOptions<Payload>;
 
@@ -36,12 +45,8 @@ export class Outbox<Payload extends object> {
     this.#options = options;
   }
 
-  /** Store a payload; a second one under the same `dedup` is dropped, so a retry sends what the first attempt wrote. */
-  async enqueue(dedup: string, runId: string, payload: Payload): Promise<void> {
-    await this.#options.pool.query(
-      'insert into outbox (dedup, run_id, payload) values ($1, $2, $3) on conflict (dedup) do nothing',
-      [dedup, runId, JSON.stringify(payload)],
-    );
+  enqueue(dedup: string, runId: string, payload: Payload): Promise<void> {
+    return enqueue(this.#options.pool, dedup, runId, payload);
   }
 
   /** Wait until everything of a run is sent. False when it takes longer: the drain goes on without the caller. */

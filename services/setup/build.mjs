@@ -37,7 +37,7 @@ const SOURCES = [
 const WORKER_SOURCES = ['schemas', 'plan', 'workflows', 'activities', 'environments', 'services', 'worker'];
 const WORKFLOW_SOURCES = ['schemas', 'plan', 'workflows', 'activities/index.ts'];
 
-const isSource = (name) => name.endsWith('.ts') || (name.endsWith('.json') && !name.endsWith('.tsbuildinfo'));
+const isSource = (name) => /[.](ts|json|css)$/.test(name);
 
 function filesBelow(path) {
   if (!existsSync(path)) return [];
@@ -111,6 +111,18 @@ async function bundle(before) {
   return workflows;
 }
 
+/** The browser's part of `exp report` as one script, which each report carries with it. */
+async function bundleReportPage() {
+  const page = join(root, 'cli', 'report', 'page');
+  if (!existsSync(page)) return;
+  const { rolldown } = await import('rolldown');
+  const build = await rolldown({ input: join(page, 'main.ts'), platform: 'browser', tsconfig: false });
+  const { output } = await build.generate({ format: 'iife', minify: true });
+  // Within a page nothing may look like the end of the script.
+  writeFileSync(join(fresh, 'report-page.js'), output[0].code.replaceAll('</script', '<\\/script'));
+  cpSync(join(page, 'page.css'), join(fresh, 'report-page.css'));
+}
+
 function readBuild() {
   try {
     return JSON.parse(readFileSync(join(dist, 'build.json'), 'utf8'));
@@ -128,6 +140,7 @@ if (before?.sources === sources && !process.argv.includes('--force')) {
   const startedAt = new Date();
   compile();
   const workflows = await bundle(before);
+  await bundleReportPage();
   const build = join(fresh, 'build.json');
   writeFileSync(build, `${JSON.stringify({ sources, worker: digest(WORKER_SOURCES), workflows })}\n`);
   utimesSync(build, startedAt, startedAt); // a source saved while this ran is newer

@@ -1,0 +1,31 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { openDedup, type TrackingPayload } from '../../activities/adapters/mlflow-delivery.ts';
+import { enqueue } from '../../activities/adapters/outbox.ts';
+import type { Stack } from '../open-stack.ts';
+import type { RunRow } from '../run-state.ts';
+
+const NAME = 'report.html';
+const PATIENCE_MS = 15_000;
+
+/** Put the page beside the run's other files in MLflow, through the outbox as they all go; what came of it, in words. */
+export async function sendToMlflow({ pool, store }: Stack, { id, mlflow_url }: RunRow, path: string): Promise<string> {
+  const { rows: opened } = await pool.query('select 1 from outbox where dedup = $1', [openDedup(id)]);
+  if (opened.length === 0) return 'MLflow: the run was never logged there, so neither is its report';
+  const blob = await store.putBlob(path);
+  const dedup = `file ${id} ${NAME} ${blob}`;
+  const payload: TrackingPayload = { op: 'file', path: id, name: NAME, blob };
+  await enqueue(pool, dedup, id, payload);
+
+  const deadline = Date.now() + PATIENCE_MS;
+  while (Date.now() < deadline) {
+    const { rows } = await pool.query<{ sent_at: Date | null; error: string | null }>(
+      'select sent_at, error from outbox where dedup = $1',
+      [dedup],
+    );
+    const [item] = rows;
+    if (item?.error) return `MLflow: refused ${NAME}: ${item.error}`;
+    if (item?.sent_at) return `MLflow: ${NAME} of ${mlflow_url ?? id}`;
+    await sleep(200);
+  }
+  return `MLflow: ${NAME} waits in the outbox until a worker sends it`;
+}
