@@ -246,15 +246,14 @@ class Reader {
     const id = this.#index.columns.id[position] as string;
     history.replaceState(null, '', `${HASH}${encodeURIComponent(id)}`);
     const title = el('h3', { tabindex: -1 }, id);
-    const source = this.#index.sources[this.#index.columns.source[position] as number];
-    const head = [title, el('p', {}, source ?? ''), this.#neighbours(place)];
+    const source = this.#index.sources[this.#index.columns.source[position] as number] ?? '';
+    const body = el('div', {}, el('p', {}, 'Reading …'));
     this.#opened.hidden = false;
-    this.#opened.replaceChildren(...head, el('p', {}, 'Reading …'));
+    this.#opened.replaceChildren(title, el('p', {}, source), this.#neighbours(place), body);
     title.focus();
-    const isStillOpen = (): boolean => this.#found[this.#place] === position;
     this.#chunks.trajectory(position).then(
-      (trajectory) => isStillOpen() && this.#opened.replaceChildren(...head, ...trajectoryView(trajectory)),
-      (error: unknown) => this.#opened.replaceChildren(...head, el('p', { role: 'alert' }, String(error))),
+      (trajectory) => body.replaceChildren(...trajectoryView(trajectory)),
+      (error: unknown) => body.replaceChildren(el('p', { role: 'alert' }, String(error))),
     );
   }
 
