@@ -61,6 +61,16 @@ module.exports = {
       to: { path: 'node_modules/', pathNot: 'node_modules/typebox/' },
     },
     {
+      name: 'report-page-stays-in-the-browser',
+      comment: 'the page of a report is given a document; it can neither read nor start anything',
+      severity: 'error',
+      from: { path: '^cli/report/page/' },
+      to: {
+        path: ['node_modules/', OURS],
+        pathNot: ['node_modules/@observablehq/plot/', '^cli/report/(page/|document[.]ts$)'],
+      },
+    },
+    {
       name: 'environments-know-no-temporal',
       comment: 'what an agent acts in works without any workflow engine',
       severity: 'error',

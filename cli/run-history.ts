@@ -225,8 +225,14 @@ function pendingEntries(
   });
 }
 
+/** Codes that say a process is gone. */
+const GONE = new Set(['TRAINER_LOST', 'ENGINE_UNAVAILABLE']);
+
 /** Silence ends in a time-out: nobody was there any more to say what was wrong. */
-const markOf = (failure: Failure | null | undefined): TroubleMark => (failure?.timeoutFailureInfo ? 'crash' : 'retry');
+function markOf(failure: Failure | null | undefined): TroubleMark {
+  const isGone = failure?.timeoutFailureInfo || GONE.has(failure?.applicationFailureInfo?.type ?? '');
+  return isGone ? 'crash' : 'retry';
+}
 
 /** The innermost cause: its code and its first line. */
 function failureText(failure: Failure | null | undefined): string {

@@ -52,6 +52,7 @@ const CHECKS: Check[] = [
   { name: 'types (Python)', run: npmTool('pyright', '--project', 'pyrightconfig.json') },
   { name: 'promises and switches', run: npmTool('eslint', '.') },
   { name: 'types (TypeScript)', run: npmTool('tsc', '--noEmit', '--tsBuildInfoFile', 'dist/.check.tsbuildinfo') },
+  { name: 'types (report page)', run: npmTool('tsc', '-p', 'cli/report/page/tsconfig.json') },
   { name: 'import boundaries', run: npmTool('depcruise', '--config', '.dependency-cruiser.cjs', '--', ...FOLDERS) },
   { name: 'planted imports are caught', run: async () => (await unnoticedImports(root)).join('\n') },
   { name: 'format', run: npmTool('biome', 'format', '--colors=off', '.') },

@@ -30,6 +30,10 @@ const PLANTED: Record<string, { file: string; imports: string }> = {
   'workflows-stay-pure': { file: 'workflows/planted-node.ts', imports: "export { createHash } from 'node:crypto';" },
   'workflows-packages': { file: 'workflows/planted-package.ts', imports: "export { Pool } from 'pg';" },
   'schemas-packages': { file: 'schemas/planted-package.ts', imports: "export { parse } from 'yaml';" },
+  'report-page-stays-in-the-browser': {
+    file: 'cli/report/page/planted.ts',
+    imports: "export { value } from '../../target.ts';",
+  },
   'environments-know-no-temporal': {
     file: 'environments/planted-temporal.ts',
     imports: "export { Context } from '@temporalio/activity';",

@@ -111,7 +111,8 @@ function armsOf({ arms }: Plan, state: RunState): ReportedArm[] {
     name,
     seed,
     status: state.arms.find(({ arm }) => arm === name)?.status ?? 'waiting',
-    changes: Object.fromEntries(Object.entries(redact(changes)).map(([path, value]) => [path, asText(value)])),
+    // Plans that were frozen before there were ablations have none.
+    changes: Object.fromEntries(Object.entries(redact(changes ?? {})).map(([path, value]) => [path, asText(value)])),
   }));
 }
 

@@ -5,7 +5,7 @@ import type { Stack } from '../open-stack.ts';
 import type { RunRow } from '../run-state.ts';
 
 const NAME = 'report.html';
-const PATIENCE_MS = 15_000;
+const PATIENCE_MS = 10_000;
 
 /** Put the page beside the run's other files in MLflow, through the outbox as they all go; what came of it, in words. */
 export async function sendToMlflow({ pool, store }: Stack, { id, mlflow_url }: RunRow, path: string): Promise<string> {

@@ -94,7 +94,7 @@ test('the reader filters at once, and inflates a chunk only when one of its traj
   await filter(page, 'Outcome').selectOption({ label: 'broken' });
   await filter(page, 'Failure').selectOption({ label: 'engine' });
   expect(await page.getByRole('status').textContent()).toContain(`${wanted.length} of ${SIZE} trajectories`);
-  expect(await list(page).allTextContents()).toEqual(wanted.slice(0, 50).map(({ id }) => id));
+  expect(await list(page).allTextContents()).toEqual(wanted.slice(0, 25).map(({ id }) => id));
   expect(await inflated(page)).toBe(0);
 
   await list(page).first().click();

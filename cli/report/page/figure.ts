@@ -37,7 +37,7 @@ export function figure({ title, description, options, numbers }: Figure): HTMLEl
 
 /** A small picture of many; its numbers stand elsewhere. */
 export function draw(title: string, description: string, options: PlotOptions): HTMLElement {
-  const drawn = plot({ width: WIDTH, style: { fontSize: '12px' }, ...options });
+  const drawn = plot({ width: WIDTH, marginBottom: 40, style: { fontSize: '12px' }, ...options });
   const svg = drawn instanceof SVGElement ? drawn : drawn.querySelector(':scope > svg');
   svg?.setAttribute('role', 'img');
   svg?.setAttribute('aria-label', `${title}. ${description}`);

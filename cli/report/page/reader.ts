@@ -5,7 +5,7 @@ import { el, section } from './dom.ts';
 import { count, number, words } from './format.ts';
 import { trajectoryView } from './trajectory-view.ts';
 
-const PAGE = 50;
+const PAGE = 25;
 const HASH = '#trajectory=';
 
 interface Filter {

@@ -104,17 +104,8 @@ function costTable({ cost, currency }: RunReport): HTMLElement {
     seconds: sum(({ seconds }) => seconds),
     price: sum(({ price }) => price),
   };
-  return table('Cost of what this run did itself; reused nodes cost nothing', {
-    head: [
-      'node',
-      'trajectories',
-      'tokens',
-      'sampled tokens',
-      'tool calls',
-      'time',
-      'GPU-hours',
-      `price (${currency}), at the prices of the profile`,
-    ],
+  return table('Cost of what this run did itself, at the prices of the profile; reused nodes cost nothing', {
+    head: ['node', 'trajectories', 'tokens', 'sampled tokens', 'tool calls', 'time', 'GPU-hours', `price, ${currency}`],
     rows: [...cost.map((one) => line(one.node, one, gpuHours(one))), line('all', total, sum(gpuHours))],
     numbers: [1, 2, 3, 4, 5, 6, 7],
   });
