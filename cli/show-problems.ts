@@ -5,11 +5,19 @@ import { detectTerminal, paint, truncate } from './terminal.ts';
 
 /** More of a line than this says nothing. */
 const MAX_EXCERPT = 160;
+/** Bytes of all that is shown of a spec's problems; `--json` has the rest. */
+const MAX_SHOWN = 4000;
 
 export function showProblems(problems: readonly Problem[], texts: ReadonlyMap<string, string>, io: CommandIo): void {
-  for (const found of problems) {
-    io.err(problemLine(found));
-    if (io.isTTY) for (const line of excerpt(found, texts, io)) io.err(line);
+  let room = MAX_SHOWN;
+  for (const [index, found] of problems.entries()) {
+    const lines = [problemLine(found), ...(io.isTTY ? excerpt(found, texts, io) : [])];
+    room -= Buffer.byteLength(lines.join('\n')) + 1;
+    if (room < 0 && index > 0) {
+      io.err(`… and ${problems.length - index} more; --json has all`);
+      return;
+    }
+    for (const line of lines) io.err(line);
   }
 }
 

@@ -24,7 +24,7 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
   const size = Math.max(1, named.length) * (sweep === undefined ? 1 : sizeOf(sweep));
   if (size > MAX_ARMS) {
     const at = (sweep ?? (ablations as Located)).at;
-    return { arms: [], problems: [problem('SIZE', at, `${size} arms; a spec has at most ${MAX_ARMS}`)] };
+    return { arms: [], problems: [problem('SWEEP_SIZE', at, `${size} arms; a spec has at most ${MAX_ARMS}`)] };
   }
   const points = sweep === undefined ? [] : pointsOf(sweep, problems);
   if (sweep !== undefined && points.length === 0 && axesOf(sweep).length > 0)

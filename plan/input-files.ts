@@ -1,7 +1,7 @@
 /** Input files by content: SHA-256 of files, folders and globs, and what lockfiles install. */
 import { createHash } from 'node:crypto';
-import { createReadStream, existsSync } from 'node:fs';
-import { mkdir, readFile, realpath, rename, stat, writeFile } from 'node:fs/promises';
+import { constants, existsSync } from 'node:fs';
+import { type FileHandle, mkdir, open, readFile, readlink, realpath, rename, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { glob } from 'tinyglobby';
 import { contentKey } from '../schemas/canonical.ts';
@@ -22,6 +22,8 @@ export type FilesOutcome =
   | { status: 'absent' }
   /** A device, pipe or socket: reading it could wait for ever. */
   | { status: 'not_regular'; path: string }
+  /** It is there, and the system does not let us read it. */
+  | { status: 'unreadable'; path: string; why: string }
   | { status: 'outside'; path: string };
 
 /** Digests of files, remembered by size, mtime and inode. */
@@ -39,7 +41,7 @@ export class FileDigests {
     if (!isGlob(path)) {
       if (!existsSync(path)) return { status: 'absent' };
       const info = await stat(path);
-      if (info.isFile()) return { status: 'found', sha256: await this.#ofFile(path), count: 1 };
+      if (info.isFile()) return this.#ofFile(path, root);
       if (!info.isDirectory()) return { status: 'not_regular', path };
     }
     return this.#ofMany(path, root);
@@ -55,25 +57,27 @@ export class FileDigests {
       const file = join(base, name);
       if (!isBelow(await realpath(file), await realpath(root))) return { status: 'outside', path: file };
       if (!(await stat(file)).isFile()) return { status: 'not_regular', path: file };
-      listing.push([name, await this.#ofFile(file)]);
+      const found = await this.#ofFile(file, root);
+      if (found.status !== 'found') return found;
+      listing.push([name, found.sha256]);
     }
     if (listing.length === 0) return { status: 'absent' };
     return { status: 'found', sha256: contentKey(listing), count: listing.length };
   }
 
-  async #ofFile(path: string): Promise<string> {
+  async #ofFile(path: string, root: string): Promise<FilesOutcome> {
     const info = await stat(path, { bigint: true });
     const seen = { size: String(info.size), mtime: String(info.mtimeNs), inode: String(info.ino) };
     const known = await this.#load();
     const cached = known[path];
     if (cached && cached.size === seen.size && cached.mtime === seen.mtime && cached.inode === seen.inode)
-      return cached.sha256;
-    const sha256 = await hashFile(path);
-    if (Date.now() - Number(info.mtimeMs) > SETTLED_MS) {
-      known[path] = { ...seen, sha256 };
+      return { status: 'found', sha256: cached.sha256, count: 1 };
+    const found = await hashFileBelow(path, root);
+    if (found.status === 'found' && Date.now() - Number(info.mtimeMs) > SETTLED_MS) {
+      known[path] = { ...seen, sha256: found.sha256 };
       this.#changed = true;
     }
-    return sha256;
+    return found;
   }
 
   async #load(): Promise<Record<string, CachedDigest>> {
@@ -101,9 +105,30 @@ export class FileDigests {
   }
 }
 
-async function hashFile(path: string): Promise<string> {
+/**
+ * What the path was checked to be may have been swapped since. So it is opened first, without waiting for a writer, and
+ * what was opened is asked what it is and where it lies.
+ */
+async function hashFileBelow(path: string, root: string): Promise<FilesOutcome> {
+  let file: FileHandle | undefined;
+  try {
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    if (!isBelow(await readlink(`/proc/self/fd/${file.fd}`), await realpath(root))) return { status: 'outside', path };
+    if (!(await file.stat()).isFile()) return { status: 'not_regular', path };
+    return { status: 'found', sha256: await hashOpen(file), count: 1 };
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === undefined) throw error;
+    return { status: 'unreadable', path, why: code };
+  } finally {
+    await file?.close();
+  }
+}
+
+async function hashOpen(file: FileHandle): Promise<string> {
   const hash = createHash('sha256');
-  for await (const block of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(block as Buffer);
+  const blocks = file.createReadStream({ highWaterMark: 1 << 20, autoClose: false });
+  for await (const block of blocks) hash.update(block as Buffer);
   return hash.digest('hex');
 }
 

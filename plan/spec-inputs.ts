@@ -1,5 +1,5 @@
 /** Every file a spec names: where it is, whether it may be read, and its content's digest. */
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { dirname, isAbsolute, join } from 'node:path';
 import type { Experiment } from '../schemas/experiment.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
@@ -10,6 +10,7 @@ import { resolveInputPath } from './input-paths.ts';
 import { type Located, nodeAt, type Path, placeAt } from './located.ts';
 import { type Problem, problem, quoted } from './problem.ts';
 import { datasetNames } from './spec-names.ts';
+import { MAX_BYTES } from './strict-yaml.ts';
 
 /** What one field of a spec brings into a node. */
 export interface InputFiles {
@@ -109,6 +110,9 @@ async function readOne(field: Path, path: string, context: InputContext, inputs:
     case 'outside':
       inputs.problems.push(problem('PATH_OUTSIDE', at, `${quoted(path)} holds a link that leads out of its folder`));
       return unknown;
+    case 'unreadable':
+      inputs.problems.push(problem('FILE', at, `${quoted(found.path)} cannot be read (${found.why})`));
+      return unknown;
   }
 }
 
@@ -159,12 +163,18 @@ async function lockfiles(
 async function checkPrompt(inputs: SpecInputs, { root }: InputContext): Promise<void> {
   const input = inputs.byField.get('judge.prompt');
   if (input === undefined || input.files[0]?.sha256 === UNKNOWN_DIGEST) return;
+  const at = placeAt(root, ['judge', 'prompt']);
+  const info = await stat(input.absolute).catch(() => null); // a glob is no file
+  if (!info?.isFile() || info.size > MAX_BYTES) {
+    const message = `a prompt is one file of at most ${MAX_BYTES} bytes`;
+    inputs.problems.push(problem(info?.isFile() ? 'SIZE' : 'NOT_REGULAR', at, message));
+    return;
+  }
   const slots = [...(await readFile(input.absolute, 'utf8')).matchAll(/\{([a-z_]+)\}/g)].map(
     (match) => match[1] as string,
   );
   const missing = PROMPT_SLOTS.filter((slot) => !slots.includes(slot));
   const strange = slots.filter((slot) => !PROMPT_SLOTS.includes(slot));
-  const at = placeAt(root, ['judge', 'prompt']);
   if (missing.length > 0)
     inputs.problems.push(problem('TEMPLATE', at, `the prompt has no ${missing.map((slot) => `{${slot}}`).join(', ')}`));
   if (strange.length > 0)

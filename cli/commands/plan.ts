@@ -1,10 +1,10 @@
-import { writeFile } from 'node:fs/promises';
+import { readFile, stat, writeFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { estimateNode } from '../../plan/estimate.ts';
 import { type Located, leaves } from '../../plan/located.ts';
 import { placeText } from '../../plan/problem.ts';
 import { type ArtifactLookup, decideActions, type FoundArtifact, type NodeAction } from '../../plan/reuse.ts';
-import { ExitCode } from '../../schemas/errors.ts';
+import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { Unkeyed } from '../../schemas/node-parameters.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
 import type { Profile } from '../../schemas/profile.ts';
@@ -26,7 +26,7 @@ export const command: Command = {
   -f, --overlay FILE            lay a file over the spec; may be repeated
   --profile P                   name or path of a profile (default: local)
   --label L                     tells runs of one spec apart
-  -o, --output FILE             write the plan as JSON
+  -o, --output FILE             write the plan as JSON; another file is never overwritten
   --resolved, --origin          print the resolved spec, leaf by leaf; and where each value was written
   --json                        {nodes: [{arm, id, kind, key, inputs, action, reason, since}]}
   A node without an artifact is compared with the nearest one of the latest runs of the same spec: \`reason\` names the
@@ -63,7 +63,7 @@ export const command: Command = {
       else showProblems(problems, texts, io);
       return ExitCode.invalidInput;
     }
-    if (values.output !== undefined) await writeFile(values.output, `${JSON.stringify(plan, null, 2)}\n`);
+    if (values.output !== undefined) await writeNew(values.output, `${JSON.stringify(plan, null, 2)}\n`);
     if (values.resolved) {
       showResolved(root as Located, values.origin, io);
       return ExitCode.done;
@@ -78,6 +78,22 @@ export const command: Command = {
     return ExitCode.done;
   },
 };
+
+/** Nothing that is there is lost: what holds the very same is left, anything else refused. */
+async function writeNew(path: string, text: string): Promise<void> {
+  try {
+    await writeFile(path, text, { flag: 'wx' });
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code !== 'EEXIST') throw new ExpError('FILE', path, `the plan cannot be written (${code})`, { cause: error });
+    const isFile = await stat(path).then(
+      (info) => info.isFile(),
+      () => false,
+    );
+    if (isFile && (await readFile(path, 'utf8')) === text) return;
+    throw new ExpError('EXISTS', path, 'something else is there already, and nothing is overwritten', { cause: error });
+  }
+}
 
 /** What each node would do, as far as the stack can be asked: planning needs no service. */
 async function actionsOnStack(plan: Plan, profile: Profile): Promise<NodeAction[]> {

@@ -112,7 +112,7 @@ sweep: { matrix: { curriculum.stage1.seed: [1, 2], agent.max_turns: [3, 4] } }
     const loaded = await planned(
       `sweep: { matrix: { seed: ${values}, agent.max_turns: ${values}, curriculum.stage1.seed: ${values} } }\n`,
     );
-    expect(found(loaded)).toEqual(['SIZE 2:8']);
+    expect(found(loaded)).toEqual(['SWEEP_SIZE 2:8']);
     expect(loaded.problems[0]?.message).toContain('1000000 arms');
   });
 });
