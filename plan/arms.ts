@@ -29,18 +29,18 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
   const points = sweep === undefined ? [] : pointsOf(sweep, problems);
   if (sweep !== undefined && points.length === 0 && axesOf(sweep).length > 0)
     problems.push(problem('EMPTY', sweep.at, '`exclude` leaves no combination of `matrix`'));
-  const paths = [...new Set(points.flat().map(({ path }) => path.join('.')))];
-  const nameOf = (point: Point): string => pointName(point, paths);
+  const paths = new Set(points.flat().map(({ path }) => path.join('.')));
+  const shared = repeated([...paths].map(lastStep));
+  const nameOf = (point: Point): string => pointName(point, shared);
   const arms =
     points.length === 0
       ? named
       : named.length === 0
         ? points.map((point) => ({ name: nameOf(point), assignments: point }))
         : named.flatMap((arm) => crossed(arm, points, nameOf));
-  const names = new Set<string>();
-  const repeated = arms.find(({ name }) => names.size === names.add(name).size);
-  if (sweep !== undefined && repeated !== undefined)
-    problems.push(problem('DUP_KEY', sweep.at, `two arms would be called ${quoted(repeated.name)}`));
+  const [twice] = repeated(arms.map(({ name }) => name));
+  if (sweep !== undefined && twice !== undefined)
+    problems.push(problem('DUP_KEY', sweep.at, `two arms would be called ${quoted(twice)}`));
   return { arms, problems };
 }
 
@@ -149,16 +149,21 @@ function matches(point: readonly Assignment[], wanted: ReadonlyMap<string, unkno
 const NOT_IN_A_NAME = /[^\w.+-]+/g;
 const LONGEST_VALUE = 40;
 
+const lastStep = (path: string): string => path.slice(path.lastIndexOf('.') + 1);
+
+function repeated(names: readonly string[]): Set<string> {
+  const seen = new Set<string>();
+  return new Set(names.filter((name) => seen.has(name) || !seen.add(name)));
+}
+
 /** `seed=42`: the last step of the path where that tells it from the others, else all of it. */
-function pointName(point: Point, paths: readonly string[]): string {
-  const last = (path: string): string => path.slice(path.lastIndexOf('.') + 1);
+function pointName(point: Point, shared: ReadonlySet<string>): string {
   return point
     .map(({ path, value }) => {
-      const whole = path.join('.');
-      const isAmbiguous = paths.some((other) => other !== whole && last(other) === last(whole));
+      const [whole, last] = [path.join('.'), path.at(-1) as string];
       const plain = toPlain(value);
       const text = typeof plain === 'string' ? plain : JSON.stringify(plain);
-      return `${isAmbiguous ? whole : last(whole)}=${text.replaceAll(NOT_IN_A_NAME, '_').slice(0, LONGEST_VALUE)}`;
+      return `${shared.has(last) ? whole : last}=${text.replaceAll(NOT_IN_A_NAME, '_').slice(0, LONGEST_VALUE)}`;
     })
     .join(',');
 }

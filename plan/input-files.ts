@@ -26,9 +26,13 @@ export type FilesOutcome =
   | { status: 'unreadable'; path: string; why: string }
   | { status: 'outside'; path: string };
 
-/** Digests of files, remembered by size, mtime and inode. */
+/**
+ * Digests of files, remembered by size, mtime and inode. One instance serves one plan: it looks at a path once, however
+ * many sources and arms name it.
+ */
 export class FileDigests {
   readonly #cacheFile: string;
+  readonly #asked = new Map<string, Promise<FilesOutcome>>();
   #known: Record<string, CachedDigest> | undefined;
   #changed = false;
 
@@ -37,7 +41,14 @@ export class FileDigests {
   }
 
   /** One digest for whatever a path names: a file, a glob, or every file below a folder. */
-  async of(path: string, root: string): Promise<FilesOutcome> {
+  of(path: string, root: string): Promise<FilesOutcome> {
+    const question = `${root}\0${path}`;
+    const outcome = this.#asked.get(question) ?? this.#look(path, root);
+    this.#asked.set(question, outcome);
+    return outcome;
+  }
+
+  async #look(path: string, root: string): Promise<FilesOutcome> {
     if (!isGlob(path)) {
       if (!existsSync(path)) return { status: 'absent' };
       const info = await stat(path);

@@ -75,8 +75,11 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   const { arms: drafts, problems: unarmed } = armsOf(composed.root);
   unarmed.push(...strangeControl(composed.root, drafts));
   const digests = new FileDigests(options.cacheDir);
+  // Too many arms are not looked at one by one, nor are their values.
+  const isTooWide = unarmed.some(({ code }) => code === 'SWEEP_SIZE');
   const specNames = namesOf(layers);
-  const base = await compileSpec(composed.root, specPath, digests, specNames, options);
+  const narrow = isTooWide ? withoutArms(composed.root) : composed.root;
+  const base = await compileSpec(narrow, specPath, digests, specNames, options);
   let found = [problems, composed.problems, base.problems, unarmed].reduce(withoutEchoes);
   const compiled: NamedArm[] = [];
   for (const { name, assignments } of drafts) {

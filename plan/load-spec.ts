@@ -6,6 +6,7 @@ import { child, type Located, type LocatedMap } from './located.ts';
 import { type Place, type Problem, problem, quoted } from './problem.ts';
 import { decodeUtf8, MAX_BYTES, readDocument } from './strict-yaml.ts';
 
+/** Files read for one spec; what several extend is read, and counted, for each. */
 const MAX_FILES = 64;
 
 export interface LoadedFiles {
@@ -14,6 +15,9 @@ export interface LoadedFiles {
   problems: Problem[];
   /** Text by file as named in problems, for excerpts. */
   texts: Map<string, string>;
+  filesRead: number;
+  /** Of all files together. */
+  bytesRead: number;
 }
 
 /** One file alone. Used for overlays and profiles too. */
@@ -33,7 +37,7 @@ export function readSpecFile(
 
 /** The file and everything it extends. */
 export function loadSpec(file: string): LoadedFiles {
-  const loaded: LoadedFiles = { documents: [], problems: [], texts: new Map() };
+  const loaded: LoadedFiles = { documents: [], problems: [], texts: new Map(), filesRead: 0, bytesRead: 0 };
   loadChain(normalize(file), [], undefined, loaded);
   return loaded;
 }
@@ -43,12 +47,18 @@ function loadChain(file: string, above: readonly string[], askedAt: Place | unde
     loaded.problems.push(problem('CYCLE', askedAt as Place, `\`extends\` comes back to ${quoted(file)}`));
     return;
   }
-  if (loaded.texts.size >= MAX_FILES) {
+  if (loaded.filesRead > MAX_FILES || loaded.bytesRead > MAX_BYTES) return; // said already
+  if (++loaded.filesRead > MAX_FILES) {
     loaded.problems.push(problem('SIZE', askedAt as Place, `more than ${MAX_FILES} files`));
     return;
   }
   const { root, problems, text } = readSpecFile(file, askedAt);
   loaded.texts.set(file, text);
+  loaded.bytesRead += Buffer.byteLength(text);
+  if (loaded.bytesRead > MAX_BYTES) {
+    loaded.problems.push(problem('SIZE', askedAt as Place, `with this file, more than ${MAX_BYTES} bytes are read`));
+    return;
+  }
   loaded.problems.push(...problems);
   if (root === null) return;
   for (const { path, at } of extended(root, loaded.problems)) {

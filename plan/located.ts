@@ -78,15 +78,43 @@ export function keyPlaceAt(root: Located, path: Path): Place {
   return entry?.key ?? nodeAt(root, path)?.at ?? placeAt(root, path);
 }
 
-/** The same document with another value at a path; maps on the way are made. `key` is where new keys stand. */
-export function withValue(root: Located, path: readonly string[], value: Located, key: Place = value.at): Located {
+/**
+ * The same document with another value at a path; maps on the way are made. `key` is where new keys stand. Maps on the
+ * way are copied once: those in `copied` are the caller's own, and are changed in place.
+ */
+export function withValue(
+  root: Located,
+  path: readonly string[],
+  value: Located,
+  key: Place = value.at,
+  copied: Set<LocatedMap> = new Set(),
+): Located {
   const [name, ...rest] = path;
   if (name === undefined) return value;
-  const entries = new Map(root.kind === 'map' ? root.entries : []);
-  const below = entries.get(name);
+  const map = ownMap(root, copied);
+  const below = map.entries.get(name);
   const empty: LocatedMap = { kind: 'map', at: value.at, entries: new Map() };
-  entries.set(name, { key: below?.key ?? key, value: withValue(below?.value ?? empty, rest, value, key) });
-  return { kind: 'map', at: root.at, entries };
+  map.entries.set(name, { key: below?.key ?? key, value: withValue(below?.value ?? empty, rest, value, key, copied) });
+  return map;
+}
+
+function ownMap(node: Located, copied: Set<LocatedMap>): LocatedMap {
+  if (node.kind === 'map' && copied.has(node)) return node;
+  const map: LocatedMap = { kind: 'map', at: node.at, entries: new Map(node.kind === 'map' ? node.entries : []) };
+  copied.add(map);
+  return map;
+}
+
+/** How many values a document has, counted no further than `limit`; a part that stands in several places counts in each. */
+export function countValues(root: Located, limit: number): number {
+  let count = 0;
+  const open: Located[] = [root];
+  for (let node = open.pop(); node !== undefined && count < limit; node = open.pop()) {
+    count++;
+    if (node.kind === 'map') for (const { value } of node.entries.values()) open.push(value);
+    else if (node.kind === 'list') for (const item of node.items) open.push(item);
+  }
+  return count;
 }
 
 /** Plain data. Maps have no prototype on the way in, so no key can reach one. */

@@ -1,5 +1,5 @@
 /** Changes by dotted path: `key=value`, `+key=value`, `~key` of the command line, and those of an arm. */
-import { type Located, merge, nodeAt, withValue } from './located.ts';
+import { type Located, type LocatedMap, merge, nodeAt, withValue } from './located.ts';
 import { didYouMean, type Place, type Problem, problem, quoted } from './problem.ts';
 import { readValue } from './strict-yaml.ts';
 
@@ -52,6 +52,7 @@ export function applyAssignments(
   assignments: readonly Assignment[],
 ): { root: Located; problems: Problem[] } {
   const problems: Problem[] = [];
+  const copied = new Set<LocatedMap>();
   let changed = root;
   for (const { mode, path, value, at } of assignments) {
     const present = nodeAt(changed, path);
@@ -67,7 +68,7 @@ export function applyAssignments(
       continue;
     }
     const laid = mode === 'merge' && present !== undefined ? merge(present, value) : value;
-    changed = withValue(changed, path, laid, at);
+    changed = withValue(changed, path, laid, at, copied);
   }
   return { root: changed, problems };
 }

@@ -33,9 +33,12 @@ export function problemLine(found: Problem): string {
   return `${placeText(found)}: ${found.code}: ${found.message}${hint}`;
 }
 
+/** A longer list of names was made by a program, and comparing each with each would take seconds. */
+const MAX_CANDIDATES = 200;
+
 /** `did you mean …`, when one of the candidates is near enough to be meant. */
 export function didYouMean(name: string, candidates: readonly string[]): string | undefined {
-  if (candidates.length === 0 || name.length > 64) return undefined;
+  if (candidates.length === 0 || candidates.length > MAX_CANDIDATES || name.length > 64) return undefined;
   const near = closest(name, candidates);
   return distance(name, near) <= Math.ceil(near.length / 3) ? `did you mean \`${near}\`?` : undefined;
 }
@@ -43,14 +46,11 @@ export function didYouMean(name: string, candidates: readonly string[]): string 
 /** In the order of the files and lines, each once. */
 export function sortProblems(problems: readonly Problem[]): Problem[] {
   const files = [...new Set(problems.map(({ file }) => file))];
-  const seen = new Set<string>();
-  return [...problems]
-    .sort((a, b) => files.indexOf(a.file) - files.indexOf(b.file) || a.line - b.line || a.column - b.column)
-    .filter((found) => {
-      const line = problemLine(found);
-      return !seen.has(line) && seen.add(line) !== undefined;
-    })
-    .slice(0, MAX_PROBLEMS);
+  const order = new Map(files.map((file, index) => [file, index]));
+  const place = ({ file }: Problem): number => order.get(file) as number;
+  const sorted = [...problems].sort((a, b) => place(a) - place(b) || a.line - b.line || a.column - b.column);
+  const byLine = new Map(sorted.map((found) => [problemLine(found), found]));
+  return [...byLine.values()].slice(0, MAX_PROBLEMS);
 }
 
 /** Text of a spec without what a terminal would obey: controls, direction overrides, halves of characters. */

@@ -1,10 +1,10 @@
 /** Reads a profile: where things run, and what the names in a spec mean there. */
 import { existsSync, readFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { Ajv } from 'ajv';
 import { ExpError } from '../schemas/errors.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
-import { Profile } from '../schemas/profile.ts';
+import type { Profile } from '../schemas/profile.ts';
+import { compiledSchemas } from './compiled-schemas.ts';
 import { readSpecFile } from './load-spec.ts';
 import { placeAt, toPlain } from './located.ts';
 import { didYouMean, type Problem, problem, problemLine } from './problem.ts';
@@ -24,14 +24,10 @@ export function loadProfile(nameOrPath: string, profilesDir: string): Profile {
   return profile;
 }
 
-let compiled: ReturnType<Ajv['compile']> | undefined;
-
 function profileProblems(root: NonNullable<ReturnType<typeof readSpecFile>['root']>): Problem[] {
-  compiled ??= new Ajv({ allErrors: true, strict: false, validateSchema: false, code: { optimize: false } }).compile(
-    Profile,
-  );
-  if (compiled(toPlain(root))) return [];
-  return (compiled.errors ?? []).map(({ instancePath, message, params }) => {
+  const { validate } = compiledSchemas.profile;
+  if (validate(toPlain(root))) return [];
+  return (validate.errors ?? []).map(({ instancePath, message, params }) => {
     const path = instancePath.split('/').slice(1);
     const extra = (params as { additionalProperty?: string }).additionalProperty;
     const field = [...path, ...(extra === undefined ? [] : [extra])].join('.');

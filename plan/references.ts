@@ -3,9 +3,10 @@
  * checkpoints, which become edges of the plan. Anything else in `${…}` is text: there are no templates.
  */
 import type { Located, LocatedMap, Path } from './located.ts';
-import { child } from './located.ts';
+import { child, countValues } from './located.ts';
 import { didYouMean, type Place, type Problem, problem, quoted } from './problem.ts';
 import { chooseShape, partOf, type SchemaView } from './schema-walk.ts';
+import { MAX_BYTES, MAX_NODES } from './strict-yaml.ts';
 
 const REFERENCE = /(\$?)\$\{([^{}]*)\}/g;
 const ENV = /^env:[A-Za-z_][A-Za-z0-9_]*$/;
@@ -25,6 +26,9 @@ export function resolveReferences(root: LocatedMap, schema: SchemaView): Referen
 class Resolver {
   readonly problems: Problem[] = [];
   readonly #vars: Located | undefined;
+  /** What variables have added to the spec: a few bytes could repeat one thousands of times. */
+  #values = 0;
+  #characters = 0;
 
   constructor(vars: Located | undefined) {
     this.#vars = vars;
@@ -84,7 +88,16 @@ class Resolver {
     const found = this.#variable(name, at);
     if (found === null) return all;
     if (found.kind !== 'scalar') return refuse(`${quoted(all)} is not a single value, so it cannot be part of a text`);
-    return String(found.value);
+    const inserted = String(found.value);
+    this.#characters += inserted.length;
+    return this.#characters > MAX_BYTES ? this.#refuseSize(at, all) : inserted;
+  }
+
+  /** Said once: whatever comes after is of no use. */
+  #refuseSize<T>(at: Place, instead: T): T {
+    if (!this.problems.some(({ code }) => code === 'SIZE'))
+      this.problems.push(problem('SIZE', at, 'with all that variables repeat, the spec is larger than a spec may be'));
+    return instead;
   }
 
   /** The value of a variable, standing where it is used. */
@@ -95,7 +108,9 @@ class Resolver {
       this.problems.push(problem('REF', at, `there is no variable ${quoted(name)}`, didYouMean(name, names)));
       return null;
     }
-    return found.kind === 'scalar' ? { ...found, at } : found;
+    if (found.kind === 'scalar') return { ...found, at };
+    if (this.#values <= MAX_NODES) this.#values += countValues(found, MAX_NODES + 1);
+    return this.#values > MAX_NODES ? this.#refuseSize(at, null) : found;
   }
 
   #checkEnv(name: string, at: Place, holds: SchemaView['holds'], path: Path): void {

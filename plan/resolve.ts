@@ -2,13 +2,25 @@
  * From layers to one spec, in this order: files of `extends`, the file, `-f` overlays, command line, ablation arm,
  * sweep point, `like`, `benchmark_defaults`, references, defaults, validation.
  */
-import { Experiment } from '../schemas/experiment.ts';
+import type { Experiment } from '../schemas/experiment.ts';
+import { compiledSchemas } from './compiled-schemas.ts';
 import { fillDefaults } from './defaults.ts';
-import { child, dropUnset, keyPlaceAt, type Located, type LocatedMap, merge, toPlain, withValue } from './located.ts';
+import {
+  child,
+  countValues,
+  dropUnset,
+  keyPlaceAt,
+  type Located,
+  type LocatedMap,
+  merge,
+  toPlain,
+  withValue,
+} from './located.ts';
 import { type Assignment, applyAssignments } from './overrides.ts';
 import { didYouMean, type Problem, placeText, problem, quoted } from './problem.ts';
 import { resolveReferences } from './references.ts';
-import { viewOf } from './schema-walk.ts';
+import type { SchemaView } from './schema-walk.ts';
+import { MAX_NODES } from './strict-yaml.ts';
 import { validateSpec } from './validate-spec.ts';
 
 /** One source of values; a later layer wins. */
@@ -30,12 +42,13 @@ export interface Resolved {
 
 /** What comes after composition: of the spec itself, or of one of its arms. */
 export function resolveSpec(composed: Located): Resolved {
-  const schema = viewOf(Experiment);
+  const schema: SchemaView = compiledSchemas.experiment.schema;
   const liked = expandLike(composed);
   const inherited = inheritBenchmarkDefaults(dropUnset(liked.root) as LocatedMap);
+  if (countValues(inherited, MAX_NODES + 1) > MAX_NODES) return tooLarge(inherited);
   const referenced = resolveReferences(inherited, schema);
   const root = fillDefaults(schema, referenced.root);
-  const halfMade = new Set(liked.broken.map((name) => placeText(keyPlaceAt(root, ['curriculum', name]))));
+  const halfMade = new Set([...liked.broken].map((name) => placeText(keyPlaceAt(root, ['curriculum', name]))));
   const invalid = validateSpec(root).filter((found) => found.code !== 'REQUIRED' || !halfMade.has(placeText(found)));
   return {
     experiment: toPlain(root) as Experiment,
@@ -44,6 +57,15 @@ export function resolveSpec(composed: Located): Resolved {
     problems: [...liked.problems, ...referenced.problems],
     invalid,
   };
+}
+
+function tooLarge(root: LocatedMap): Resolved {
+  const found = problem(
+    'SIZE',
+    root.at,
+    `with all that it extends and repeats by \`like\` or \`benchmark_defaults\`, the spec has more than ${MAX_NODES} values`,
+  );
+  return { experiment: {} as Experiment, root, isValid: false, problems: [found], invalid: [] };
 }
 
 export function composeLayers(layers: readonly Layer[]): { root: Located; problems: Problem[] } {
@@ -62,47 +84,69 @@ export function composeLayers(layers: readonly Layer[]): { root: Located; proble
 }
 
 /** A stage that says `like: other` is laid over that stage, as it is after everything before. */
-function expandLike(root: Located): { root: Located; problems: Problem[]; broken: string[] } {
+function expandLike(root: Located): { root: Located; problems: Problem[]; broken: ReadonlySet<string> } {
   const problems: Problem[] = [];
-  const broken: string[] = [];
+  const broken = new Set<string>();
   const stages = child(root, 'curriculum');
   if (stages?.kind !== 'map') return { root, problems, broken };
 
-  const expand = (name: string, above: readonly string[]): Located => {
-    const stage = child(stages, name) as Located;
-    const like = child(stage, 'like');
-    if (stage.kind !== 'map' || like === undefined || like.kind === 'unset') return stage;
-    const entries = new Map(stage.entries);
-    entries.delete('like');
-    const own: LocatedMap = { ...stage, entries };
-    const other = like.kind === 'scalar' && typeof like.value === 'string' ? like.value : '';
-    const way = [...above, name];
-    if (way.includes(other)) {
-      // Every stage of the circle comes by here; the first of the file tells it for all.
-      const isFirst = other === way[0] && way.every((seen) => !broken.includes(seen));
-      if (isFirst)
-        problems.push(
-          problem('CYCLE', like.at, `stages are like each other in a circle: ${[...way, other].join(' → ')}`),
-        );
-      broken.push(...way);
-      return own;
+  const expanded = new Map<string, Located>();
+  /** Follows a chain to a stage that is like no other or is known, and lays it together on the way back. */
+  const expand = (start: string): Located => {
+    const way = new Map<string, Located>();
+    let name = start;
+    let below = expanded.get(start);
+    let isBroken = broken.has(start);
+    while (below === undefined) {
+      const stage = child(stages, name) as Located;
+      const like = likeOf(stage);
+      way.set(name, like === undefined ? stage : withoutLike(stage as LocatedMap));
+      if (like === undefined) break;
+      const other = like.kind === 'scalar' && typeof like.value === 'string' ? like.value : '';
+      const found = mistakeOfLike(other, like, way, stages);
+      if (found !== null) problems.push(found);
+      isBroken = found !== null || broken.has(other);
+      if (found !== null) break;
+      name = other;
+      below = expanded.get(other);
     }
-    if (!stages.entries.has(other)) {
-      broken.push(name);
-      problems.push(
-        problem('REF', like.at, `there is no stage ${quoted(other)}`, didYouMean(other, [...stages.entries.keys()])),
-      );
-      return own;
+    for (const [passed, own] of [...way].reverse()) {
+      below = below === undefined ? own : merge(below, own);
+      expanded.set(passed, below);
+      if (isBroken) broken.add(passed);
     }
-    return merge(expand(other, way), own);
+    return below as Located;
   };
 
-  const names = [...stages.entries.keys()].filter((name) => child(child(stages, name), 'like') !== undefined);
-  const changed = names.reduce<Located>(
-    (whole, name) => withValue(whole, ['curriculum', name], expand(name, [])),
-    root,
-  );
-  return { root: changed, problems, broken };
+  const entries = [...stages.entries].map(([name, { key }]) => [name, { key, value: expand(name) }] as const);
+  return { root: withValue(root, ['curriculum'], { ...stages, entries: new Map(entries) }), problems, broken };
+}
+
+function likeOf(stage: Located): Located | undefined {
+  const like = child(stage, 'like');
+  return like === undefined || like.kind === 'unset' ? undefined : like;
+}
+
+function withoutLike(stage: LocatedMap): LocatedMap {
+  const entries = new Map(stage.entries);
+  entries.delete('like');
+  return { ...stage, entries };
+}
+
+/** A circle is said where it closes, once: its stages are known afterwards. */
+function mistakeOfLike(
+  other: string,
+  { at }: Located,
+  way: ReadonlyMap<string, Located>,
+  stages: LocatedMap,
+): Problem | null {
+  if (way.has(other)) {
+    const passed = [...way.keys()];
+    const circle = [...passed.slice(passed.indexOf(other)), other].join(' → ');
+    return problem('CYCLE', at, `stages are like each other in a circle: ${circle}`);
+  }
+  if (stages.entries.has(other)) return null;
+  return problem('REF', at, `there is no stage ${quoted(other)}`, didYouMean(other, [...stages.entries.keys()]));
 }
 
 /** `benchmark_defaults` lies under every benchmark; it is kept in no other place. */
@@ -110,9 +154,8 @@ function inheritBenchmarkDefaults(root: LocatedMap): LocatedMap {
   const defaults = child(root, 'benchmark_defaults');
   const benchmarks = child(root, 'benchmarks');
   if (defaults?.kind !== 'map' || benchmarks?.kind !== 'map') return root;
-  return [...benchmarks.entries].reduce<Located>(
-    (whole, [name, { value }]) =>
-      value.kind === 'map' ? withValue(whole, ['benchmarks', name], merge(defaults, value)) : whole,
-    root,
-  ) as LocatedMap;
+  const entries = [...benchmarks.entries].map(
+    ([name, { key, value }]) => [name, { key, value: value.kind === 'map' ? merge(defaults, value) : value }] as const,
+  );
+  return withValue(root, ['benchmarks'], { ...benchmarks, entries: new Map(entries) }) as LocatedMap;
 }

@@ -97,10 +97,11 @@ export function readValue(text: string, start: Place): Reading {
   const refuse = (...problems: Problem[]): Reading => ({ root: null, problems });
   const characters = badCharacters(text, place);
   if (characters.length > 0) return refuse(...characters);
-  const scan = scanLexemes(text, place);
+  const lexemes = [...new Lexer().lex(text)];
+  const scan = scanLexemes(lexemes, place);
   if (scan.length > 0) return refuse(...scan);
 
-  const tokens = [...new Parser().parse(text)];
+  const tokens = [...parseLexemes(lexemes)];
   const deep = tooDeep(tokens);
   if (deep !== null) return refuse(problem('DEPTH', place(deep), `nested deeper than ${MAX_DEPTH} levels`));
 
@@ -138,7 +139,7 @@ function badCharacter(character: string, at: Place): Problem {
 }
 
 /** One pass over the words of the text, before anything is built. */
-function scanLexemes(text: string, place: (offset: number) => Place): Problem[] {
+function scanLexemes(lexemes: readonly string[], place: (offset: number) => Place): Problem[] {
   const state = {
     offset: 0,
     nodes: 0,
@@ -148,7 +149,7 @@ function scanLexemes(text: string, place: (offset: number) => Place): Problem[] 
     lineHasScalar: false,
     lineHasPair: false,
   };
-  for (const lexeme of new Lexer().lex(text)) {
+  for (const lexeme of lexemes) {
     const isMarker = !state.isScalar && MARKERS.has(lexeme);
     const found = isMarker ? null : scanLexeme(lexeme, state, place);
     if (found) return [found];
@@ -156,6 +157,13 @@ function scanLexemes(text: string, place: (offset: number) => Place): Problem[] 
     state.isScalar = isMarker && lexeme === CST.SCALAR;
   }
   return [];
+}
+
+/** What `Parser.parse` does, with words that are there already. */
+function* parseLexemes(lexemes: readonly string[]): Generator<CST.Token> {
+  const parser = new Parser();
+  for (const lexeme of lexemes) yield* parser.next(lexeme);
+  yield* parser.end();
 }
 
 /** What the lexer puts between words; no part of the text. */

@@ -1,34 +1,14 @@
 /** Ajv's complaints about a resolved spec, in the words of a person and at their place. */
-import { Ajv, type ErrorObject } from 'ajv';
-import { Experiment } from '../schemas/experiment.ts';
+import type { ErrorObject } from 'ajv';
+import { compiledSchemas } from './compiled-schemas.ts';
 import { keyPlaceAt, type Located, nodeAt, type Path, placeAt, toPlain } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
-import { chooseShape, kindsOf, partOf, type SchemaView, viewOf } from './schema-walk.ts';
+import { chooseShape, kindsOf, partOf, type SchemaView } from './schema-walk.ts';
 
-const ANNOTATIONS = ['key', 'unit', 'code', 'holds', 'composed'];
 const SECRET_NAME = /^(api_?key|token|secret|password|passwd|credential)s?$/i;
 
-let compiled: ReturnType<Ajv['compile']> | undefined;
-
-function validator(): ReturnType<Ajv['compile']> {
-  if (compiled === undefined) {
-    // The schema is ours, and a test checks it: checking and optimising it in every process takes longer than using it.
-    const ajv = new Ajv({
-      allErrors: true,
-      verbose: true,
-      discriminator: true,
-      strict: false,
-      validateSchema: false,
-      code: { optimize: false },
-    });
-    ajv.addVocabulary(ANNOTATIONS);
-    compiled = ajv.compile(Experiment);
-  }
-  return compiled;
-}
-
 export function validateSpec(root: Located): Problem[] {
-  const validate = validator();
+  const { validate } = compiledSchemas.experiment;
   if (validate(toPlain(root))) return [];
   const errors = (validate.errors ?? []).filter((error) => !isInsideAlternative(error));
   const described = errors.flatMap((error) => describe(error, root));
@@ -221,7 +201,7 @@ function patternHint(code: string | undefined): string | undefined {
 }
 
 function schemaAt(root: Located, path: Path): SchemaView | undefined {
-  let schema: SchemaView | undefined = viewOf(Experiment);
+  let schema: SchemaView | undefined = compiledSchemas.experiment.schema;
   for (const [index, step] of path.entries()) {
     const above = nodeAt(root, path.slice(0, index));
     schema = partOf(schema && chooseShape(schema, above), above?.kind === 'list' ? Number(step) : step);

@@ -88,6 +88,12 @@ function compile() {
   }
 }
 
+/** Validators as code: every start of `exp validate` would make them again. */
+async function compileSchemas() {
+  const { schemaCode } = await import(join(fresh, 'plan', 'schema-compiler.js'));
+  writeFileSync(join(fresh, 'compiled-schemas.cjs'), schemaCode());
+}
+
 /** The workflows as one file, so that a worker does not bundle at its start. Unchanged workflows keep their bundle. */
 async function bundle(before) {
   if (!existsSync(join(fresh, 'workflows', 'index.js'))) return null;
@@ -139,6 +145,7 @@ if (before?.sources === sources && !process.argv.includes('--force')) {
 } else {
   const startedAt = new Date();
   compile();
+  await compileSchemas();
   const workflows = await bundle(before);
   await bundleReportPage();
   const build = join(fresh, 'build.json');
