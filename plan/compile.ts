@@ -53,6 +53,8 @@ export interface CompileInput {
   inputs: ReadonlyMap<string, InputFiles>;
   /** Stages that `reuse` takes from a run, as that run's plan has them; null where the run is not known. */
   reused?: ReadonlyMap<string, ReusedStage | null>;
+  /** Parameters by key, of the arms before: what arms have in common is put in order once, and kept once. */
+  known?: Map<string, PlanNode['parameters']>;
 }
 
 /** A node of an earlier run that stands for a stage of this spec. */
@@ -93,9 +95,11 @@ class Compiler {
   readonly #names: ResolvedNames;
   readonly #inputs: ReadonlyMap<string, InputFiles>;
   readonly #reused: ReadonlyMap<string, ReusedStage | null>;
+  readonly #known: Map<string, PlanNode['parameters']>;
 
-  constructor({ experiment, names, inputs, reused = new Map() }: CompileInput) {
+  constructor({ experiment, names, inputs, reused = new Map(), known = new Map() }: CompileInput) {
     this.#reused = reused;
+    this.#known = known;
     this.#spec = experiment;
     this.#names = names;
     this.#inputs = inputs;
@@ -127,16 +131,17 @@ class Compiler {
     const parents = inputs.map((input) => this.#node(input));
     const kind_version = KIND_VERSIONS[kind];
     const ownSeed = STOCHASTIC.includes(kind) ? (seed ?? derivedSeed(this.#spec.seed, id)) : null;
-    const sorted = JSON.parse(canonicalJson(parameters)) as PlanNode['parameters'];
     const unknown = new Set([
       ...parents.flatMap((parent) => (parent.unkeyed as Unkeyed).unknown ?? []),
       ...needs.filter(({ sha256 }) => sha256 === UNKNOWN_DIGEST).map(({ name }) => name),
       ...files.filter(({ sha256 }) => sha256 === UNKNOWN_DIGEST).map(({ path }) => path),
     ]);
     const key = nodeKey(
-      { kind, kind_version, parameters: sorted, files, seed: ownSeed },
+      { kind, kind_version, parameters: { ...parameters }, files, seed: ownSeed },
       parents.map((parent) => parent.key),
     );
+    const sorted = this.#known.get(key) ?? (JSON.parse(canonicalJson(parameters)) as PlanNode['parameters']);
+    this.#known.set(key, sorted);
     const open: Unkeyed = { ...unkeyed, ...(unknown.size > 0 && { unknown: [...unknown] }) };
     this.nodes.push({
       id,

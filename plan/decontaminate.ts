@@ -16,32 +16,52 @@ type Columns = Record<keyof typeof TASK_COLUMNS, string>;
 /** Larger files are left to the node, which streams. */
 const MAX_BYTES = 64 * 1024 * 1024;
 
-export function checkContamination(
-  experiment: Experiment,
-  root: Located,
-  { datasets }: ResolvedNames,
-  inputs: ReadonlyMap<string, InputFiles>,
-): Problem[] {
+export interface ContaminationCheck {
+  experiment: Experiment;
+  root: Located;
+  names: ResolvedNames;
+  inputs: ReadonlyMap<string, InputFiles>;
+  /** What other arms have found, by what was compared. */
+  overlaps: Map<string, string | null>;
+}
+
+export function checkContamination({ experiment, root, names, inputs, overlaps }: ContaminationCheck): Problem[] {
   const { decontaminate, tasks } = experiment;
   if (decontaminate === undefined) return [];
   const trained = Object.values(experiment.curriculum).filter(trains);
   const splits = new Set(trained.map(splitOf));
   if (!Object.keys(tasks.splits).every((split) => splits.has(split))) return [];
-  const questions = new BenchmarkQuestions(decontaminate.n);
-  for (const name of decontaminate.against) {
-    const columns: Columns = { ...TASK_COLUMNS, ...datasets.get(name)?.fields };
-    for (const { item } of rowsOf(inputs.get(`datasets.${name}`), columns)) questions.add(name, item);
-  }
   return Object.entries(tasks.sources).flatMap(([name, source]) => {
     if (source.kind !== 'jsonl' || source.format !== 'columns') return [];
     if (!trained.some((stage) => (stage.tasks?.source ?? name) === name)) return [];
-    const report = new OverlapReport();
-    for (const { line, item } of rowsOf(inputs.get(`tasks.sources.${name}`), source.fields))
-      report.note(`line ${line}`, questions.find(item));
-    const message = report.message();
+    const input = inputs.get(`tasks.sources.${name}`);
+    const compared = JSON.stringify([input, source.fields, decontaminate]);
+    const message = overlaps.has(compared)
+      ? (overlaps.get(compared) ?? null)
+      : overlapOf(input, source.fields, benchmarkQuestions(decontaminate, names, inputs));
+    overlaps.set(compared, message);
     if (message === null) return [];
     return [problem('CONTAMINATED', placeAt(root, ['tasks', 'sources', name, 'path']), message)];
   });
+}
+
+function benchmarkQuestions(
+  { against, n }: NonNullable<Experiment['decontaminate']>,
+  { datasets }: ResolvedNames,
+  inputs: ReadonlyMap<string, InputFiles>,
+): BenchmarkQuestions {
+  const questions = new BenchmarkQuestions(n);
+  for (const name of against) {
+    const columns: Columns = { ...TASK_COLUMNS, ...datasets.get(name)?.fields };
+    for (const { item } of rowsOf(inputs.get(`datasets.${name}`), columns)) questions.add(name, item);
+  }
+  return questions;
+}
+
+function overlapOf(input: InputFiles | undefined, columns: Columns, questions: BenchmarkQuestions): string | null {
+  const report = new OverlapReport();
+  for (const { line, item } of rowsOf(input, columns)) report.note(`line ${line}`, questions.find(item));
+  return report.message();
 }
 
 function* rowsOf(

@@ -33,6 +33,7 @@ export type FilesOutcome =
 export class FileDigests {
   readonly #cacheFile: string;
   readonly #asked = new Map<string, Promise<FilesOutcome>>();
+  readonly #locks = new Map<string, Promise<string | null>>();
   #known: Record<string, CachedDigest> | undefined;
   #changed = false;
 
@@ -46,6 +47,13 @@ export class FileDigests {
     const outcome = this.#asked.get(question) ?? this.#look(path, root);
     this.#asked.set(question, outcome);
     return outcome;
+  }
+
+  /** What a lockfile pins, as one digest; null where there is none. */
+  ofLock(ecosystem: 'npm' | 'python', file: string): Promise<string | null> {
+    const digest = this.#locks.get(file) ?? (ecosystem === 'npm' ? npmLockDigest(file) : pythonLockDigest(file));
+    this.#locks.set(file, digest);
+    return digest;
   }
 
   async #look(path: string, root: string): Promise<FilesOutcome> {
@@ -144,7 +152,7 @@ async function hashOpen(file: FileHandle): Promise<string> {
 }
 
 /** (name, version, integrity) of every package that package-lock.json installs, as one digest. */
-export async function npmLockDigest(file: string): Promise<string | null> {
+async function npmLockDigest(file: string): Promise<string | null> {
   const text = await readIfThere(file);
   if (text === null) return null;
   const { packages = {} } = JSON.parse(text) as { packages?: Record<string, { version?: string; integrity?: string }> };
@@ -155,7 +163,7 @@ export async function npmLockDigest(file: string): Promise<string | null> {
 }
 
 /** (name, version, hashes) of every pinned line of a requirements file, as one digest. */
-export async function pythonLockDigest(file: string): Promise<string | null> {
+async function pythonLockDigest(file: string): Promise<string | null> {
   const text = await readIfThere(file);
   if (text === null) return null;
   const pins = text

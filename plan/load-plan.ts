@@ -6,8 +6,8 @@ import type { Plan, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
 import { type ArmDraft, armsOf, changesOf, withoutArms } from './arms.ts';
 import { checkSpec } from './check.ts';
-import { compileNodes, type ReusedStage } from './compile.ts';
-import { checkContamination } from './decontaminate.ts';
+import { type CompileInput, compileNodes, type ReusedStage } from './compile.ts';
+import { type ContaminationCheck, checkContamination } from './decontaminate.ts';
 import { gatesOf } from './gates.ts';
 import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
@@ -74,17 +74,20 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   const composed = composeLayers(layers);
   const { arms: drafts, problems: unarmed } = armsOf(composed.root);
   unarmed.push(...strangeControl(composed.root, drafts));
-  const digests = new FileDigests(options.cacheDir);
+  const shared: Shared = {
+    digests: new FileDigests(options.cacheDir),
+    known: new Map(),
+    overlaps: new Map(),
+    findStage: rememberedLookup(namesOf(layers), options.findStage),
+  };
   // Too many arms are not looked at one by one, nor are their values.
   const isTooWide = unarmed.some(({ code }) => code === 'SWEEP_SIZE');
-  const specNames = namesOf(layers);
-  const narrow = isTooWide ? withoutArms(composed.root) : composed.root;
-  const base = await compileSpec(narrow, specPath, digests, specNames, options);
+  const base = await compileSpec(isTooWide ? withoutArms(composed.root) : composed.root, specPath, shared, options);
   let found = [problems, composed.problems, base.problems, unarmed].reduce(withoutEchoes);
   const compiled: NamedArm[] = [];
   for (const { name, assignments } of drafts) {
     const changed = applyAssignments(withoutArms(composed.root), assignments);
-    const arm = await compileSpec(changed.root, specPath, digests, specNames, options);
+    const arm = await compileSpec(changed.root, specPath, shared, options);
     found = [found, changed.problems, arm.problems].reduce(withoutEchoes);
     compiled.push({ name, changes: changesOf(assignments), arm });
   }
@@ -126,6 +129,14 @@ interface NamedArm {
   arm: Compiled;
 }
 
+/** What arms share, so that a thousand of them do not read a thousand times. */
+interface Shared {
+  digests: FileDigests;
+  known: NonNullable<CompileInput['known']>;
+  overlaps: ContaminationCheck['overlaps'];
+  findStage: Lookup;
+}
+
 interface Compiled {
   resolved: Resolved;
   nodes: PlanNode[];
@@ -138,8 +149,7 @@ interface Compiled {
 async function compileSpec(
   composed: Located,
   specPath: string,
-  digests: FileDigests,
-  specNames: readonly string[],
+  { digests, known, overlaps, findStage }: Shared,
   options: LoadPlanOptions,
 ): Promise<Compiled> {
   const resolved = resolveSpec(composed);
@@ -166,26 +176,37 @@ async function compileSpec(
     repoRoot,
     pythonLock,
   });
-  const contaminated = checkContamination(experiment, root, names, inputs.byField);
+  const contaminated = checkContamination({ experiment, root, names, inputs: inputs.byField, overlaps });
   const problems = [found, inputs.problems, contaminated].reduce(withoutEchoes);
-  const { reused, lacks } = await findReused(experiment, specNames, options.findStage);
-  const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField, reused });
+  const { reused, lacks } = await findReused(experiment, findStage);
+  const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField, reused, known });
   return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks, ...lacks] };
+}
+
+type Lookup = (stage: string, run: string) => Promise<ReusedStage | null>;
+
+/** Arms ask for the same stages: each is looked up once. */
+function rememberedLookup(names: readonly string[], findStage: StageLookup | undefined): Lookup {
+  const asked = new Map<string, Promise<ReusedStage | null>>();
+  return (stage, run) => {
+    const found = asked.get(`${stage} ${run}`) ?? findStage?.(stage, run, names) ?? Promise.resolve(null);
+    asked.set(`${stage} ${run}`, found);
+    return found;
+  };
 }
 
 /** What `reuse` names, frozen by being looked up now. */
 async function findReused(
-  { reuse = {} }: Experiment,
-  specNames: readonly string[],
-  findStage: StageLookup | undefined,
+  { reuse = {}, name }: Experiment,
+  findStage: Lookup,
 ): Promise<{ reused: Map<string, ReusedStage | null>; lacks: string[] }> {
   const reused = new Map<string, ReusedStage | null>();
   const lacks: string[] = [];
   for (const [path, { run }] of Object.entries(reuse)) {
     const stage = path.slice('stages.'.length);
-    const found = (await findStage?.(stage, run, specNames)) ?? null;
+    const found = await findStage(stage, run);
     reused.set(stage, found);
-    const runs = run === 'latest' ? `no finished run of ${specNames.join(' or ')}` : `no finished run ${run}`;
+    const runs = run === 'latest' ? `no finished run of ${name}, or of what it extends,` : `no finished run ${run}`;
     if (found === null) lacks.push(`reuse.${path}: ${runs} with that stage is known here`);
   }
   return { reused, lacks };

@@ -5,7 +5,6 @@ import type { Experiment } from '../schemas/experiment.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
 import type { DatasetEntry } from '../schemas/profile.ts';
 import type { FileDigests } from './input-files.ts';
-import { npmLockDigest, pythonLockDigest } from './input-files.ts';
 import { resolveInputPath } from './input-paths.ts';
 import { type Located, nodeAt, type Path, placeAt } from './located.ts';
 import { type Problem, problem, quoted } from './problem.ts';
@@ -143,16 +142,17 @@ async function dataset(
 
 async function lockfiles(
   ecosystems: readonly string[],
-  { repoRoot, pythonLock }: InputContext,
+  { repoRoot, pythonLock, digests }: InputContext,
   inputs: SpecInputs,
 ): Promise<InputFiles> {
   const locks = [
-    { ecosystem: 'npm', path: 'package-lock.json', digest: npmLockDigest },
-    { ecosystem: 'python', path: pythonLock, digest: pythonLockDigest },
-  ].filter(({ ecosystem }) => ecosystems.includes(ecosystem));
+    { ecosystem: 'npm', path: 'package-lock.json' },
+    { ecosystem: 'python', path: pythonLock },
+  ] as const;
   const files = [];
-  for (const { path, digest } of locks) {
-    const sha256 = await digest(join(repoRoot, path));
+  for (const { ecosystem, path } of locks) {
+    if (!ecosystems.includes(ecosystem)) continue;
+    const sha256 = await digests.ofLock(ecosystem, join(repoRoot, path));
     if (sha256 === null) inputs.lacks.push(`installed_packages: there is no ${path} in the checkout`);
     files.push({ path, sha256: sha256 ?? UNKNOWN_DIGEST });
   }

@@ -37,7 +37,7 @@ describe('reuse', () => {
   test('the run is not known: the spec is valid, and the keys that hang on it are unknown', async () => {
     const { plan, problems, unknown } = await planned(REUSE);
     expect(problems).toEqual([]);
-    expect(unknown).toContainEqual(expect.stringContaining('reuse.stages.cold_start: no finished run of'));
+    expect(unknown).toContainEqual(expect.stringContaining('reuse.stages.cold_start: no finished run of quickstart'));
     const marks = Object.fromEntries((plan?.arms[0]?.nodes ?? []).map(({ id, unkeyed }) => [id, unkeyed['unknown']]));
     expect(marks['stage1']).toContain('the run of reuse.stages.cold_start');
     expect(marks['index'] ?? []).not.toContain('the run of reuse.stages.cold_start');
