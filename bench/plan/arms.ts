@@ -24,7 +24,7 @@ try {
     ['exp validate quickstart', ['validate', quickstart]],
     [`exp validate, ${arms} arms`, ['validate', spec]],
   ] as const) {
-    const runs = [];
+    const runs: Awaited<ReturnType<typeof measureCli>>[] = [];
     for (let round = 0; round < ROUNDS; round++) runs.push(await measureCli(args));
     const least = (pick: (run: (typeof runs)[number]) => number): string => Math.min(...runs.map(pick)).toFixed(2);
     const failed = runs.filter(({ code }) => code !== 0).length;
