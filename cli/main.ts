@@ -71,6 +71,7 @@ const VERBS: readonly Verb[] = [
     summary: 'List, show and verify artifacts.',
     load: () => import('./commands/artifacts.ts'),
   },
+  { name: 'gc', summary: 'Remove what no kept run needs.', load: () => import('./commands/gc.ts') },
   { name: 'schema', summary: 'Print the JSON Schema of a document.', load: () => import('./commands/schema.ts') },
   { name: 'up', summary: 'Start the services of this machine.', load: () => import('./commands/up.ts') },
   { name: 'down', summary: 'Stop them all.', load: () => import('./commands/down.ts') },

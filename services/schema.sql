@@ -22,7 +22,9 @@ create table if not exists corpus_pages (
   source text not null,
   primary key (corpus_key, url)
 );
-create index if not exists corpus_pages_by_hash on corpus_pages (corpus_key, hash);
+-- By page first: `exp gc` asks which corpora have a page, a load whether its corpus has it.
+create index if not exists corpus_pages_by_page on corpus_pages (hash, corpus_key);
+drop index if exists corpus_pages_by_hash;
 
 -- MinHash bands of the pages kept so far, while a corpus is being loaded; dropped when it is whole.
 create table if not exists page_bands (

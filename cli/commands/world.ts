@@ -5,6 +5,7 @@ import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { CorpusParameters, CorpusSource, IndexParameters } from '../../schemas/node-parameters.ts';
 import { modelsDir, repoRoot } from '../../services/home.ts';
 import type { Command, CommandIo } from '../command.ts';
+import { whileNobodyCollects } from '../garbage/lock.ts';
 import { findWorld, type OpenedWorld, openNamedWorld, saveWorld, sha256OfFile } from '../named-worlds.ts';
 import { type Stack, withStack } from '../open-stack.ts';
 import { detectTerminal, oneLine, renderTable } from '../terminal.ts';
@@ -90,12 +91,14 @@ async function build(argv: string[], io: CommandIo): Promise<number> {
     const milvus = connectMilvus(connections.milvus);
     const pool = new pg.Pool({
       connectionString: connections.postgres.url,
-      max: 4,
+      max: 5,
       application_name: 'exp world build',
     });
     try {
       const tools = { pool, milvus, embedder, io };
-      return await buildWorld(tools, name, corpusParameters, paths, chunk, values.json);
+      return await whileNobodyCollects(pool, () =>
+        buildWorld(tools, name, corpusParameters, paths, chunk, values.json),
+      );
     } catch (error) {
       if (!io.signal.aborted) throw error;
       io.err('stopped; the same command goes on where it stopped');
