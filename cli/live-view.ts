@@ -1,7 +1,6 @@
 /** The picture of a run: a frame for a terminal, lines for a pipe. Pure functions from state to text. */
 import {
   type ArmState,
-  allNodes,
   type GateState,
   isOpen,
   type NodeState,
@@ -10,6 +9,14 @@ import {
   type RunState,
   toldGates,
 } from './run-state.ts';
+import {
+  armsText,
+  type NodeSection,
+  nodeName,
+  nodeSections,
+  type SharedNodeState,
+  sharedNodes,
+} from './shared-nodes.ts';
 import { clock, count, padTo, paint, plainAscii, progressBar, type Terminal, textWidth, truncate } from './terminal.ts';
 
 type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1] };
@@ -49,8 +56,10 @@ export function renderFrame(state: RunState, terminal: Terminal, frame: Frame): 
   ];
   const layout = measure(state, terminal);
   const room = terminal.rows - 1 - header.length - footer.length - 1;
-  const body = renderArms(state, terminal, layout, frame);
-  const shown = body.length <= room ? body : renderArms(collapse(state, body.length - room), terminal, layout, frame);
+  const sections = nodeSections(state);
+  const render = (some: readonly NodeSection[]): string[] => renderSections(some, state, { terminal, layout, frame });
+  const body = render(sections);
+  const shown = body.length <= room ? body : render(collapse(sections, body.length - room));
   return [...header, '', ...shown.slice(0, Math.max(1, room)), ...footer];
 }
 
@@ -61,7 +70,7 @@ function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): stri
   const shown = state.paused ? 'paused' : state.status;
   const status = shown.replace('_', ' ');
   const look = LOOKS[shown];
-  const nodes = allNodes(state);
+  const nodes = sharedNodes(state);
   const ended = nodes.filter((node) => !isOpen(node.status)).length;
   const facts = `  ${status}  ${elapsed}${eta}  ${ended}/${nodes.length} nodes`;
   const title = truncate(state.run, Math.max(8, terminal.columns - textWidth(facts)), terminal.unicode ? '…' : '...');
@@ -71,11 +80,48 @@ function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): stri
     paint(terminal, 'bold', title) + painted,
     ...(state.paused ? [paint(terminal, 'yellow', fitLine(terminal, pauseText(state.paused, state.run)))] : []),
     ...(state.mlflow_url ? [paint(terminal, 'dim', fitLine(terminal, `MLflow ${state.mlflow_url}`))] : []),
+    ...(state.arms.length > 1 ? ['', ...renderArms(state.arms, terminal)] : []),
   ];
 }
 
 function pauseText({ reason, since }: RunPause, run: string): string {
   return `paused since ${since.slice(0, 19)}Z: ${reason}; to go on: exp continue ${run}`;
+}
+
+const ARM_LINES = 4;
+
+/** Arms with their status, as many to a line as fit; those that find no room are counted. */
+function renderArms(arms: readonly ArmState[], terminal: Terminal): string[] {
+  const lines: { text: string; painted: string }[] = [{ text: '', painted: '' }];
+  for (const [at, arm] of arms.entries()) {
+    const { text, painted } = armCell(arm, terminal);
+    const last = lines.at(-1) as (typeof lines)[number];
+    const isFull = last.text !== '' && textWidth(last.text) + 2 + textWidth(text) > terminal.columns;
+    if (isFull && lines.length === ARM_LINES) return [...lines.map((line) => line.painted), countArms(arms.slice(at))];
+    if (isFull) lines.push({ text, painted });
+    else {
+      last.text += last.text === '' ? text : `  ${text}`;
+      last.painted += last.painted === '' ? painted : `  ${painted}`;
+    }
+  }
+  return lines.map((line) => line.painted);
+}
+
+function armCell({ arm, status, nodes }: ArmState, terminal: Terminal): { text: string; painted: string } {
+  const ended = nodes.filter((node) => !isOpen(node.status)).length;
+  const [word, share] = [status.replace('_', ' '), `${ended}/${nodes.length}`];
+  const name = truncate(arm, Math.max(8, terminal.columns - word.length - share.length - 2));
+  const look = status === 'waiting' ? LOOKS.waiting : LOOKS[status];
+  return {
+    text: `${name} ${word} ${share}`,
+    painted: `${paint(terminal, 'bold', name)} ${paint(terminal, look.colour, word)} ${paint(terminal, 'dim', share)}`,
+  };
+}
+
+function countArms(arms: readonly ArmState[]): string {
+  const counts = new Map<string, number>();
+  for (const { status } of arms) counts.set(status, (counts.get(status) ?? 0) + 1);
+  return `and ${arms.length} more: ${[...counts].map(([status, found]) => `${found} ${status.replace('_', ' ')}`).join(', ')}`;
 }
 
 interface Layout {
@@ -93,7 +139,7 @@ const STATUS_WIDTH = 9;
 
 /** Share the width out: what the reader needs most (name, state, time) first, the rest as there is room. */
 function measure(state: RunState, terminal: Terminal): Layout {
-  const nodes = allNodes(state);
+  const nodes = sharedNodes(state);
   const widest = (texts: string[]): number => Math.max(0, ...texts.map(textWidth));
   const { columns } = terminal;
   const id = Math.min(widest(nodes.map((node) => node.id)), Math.floor(columns * 0.34));
@@ -104,18 +150,26 @@ function measure(state: RunState, terminal: Terminal): Layout {
   return { id, kind, status: STATUS_WIDTH, bar, count: counts, detail: Math.max(0, columns - used), time: TIME_WIDTH };
 }
 
-function renderArms(state: RunState, terminal: Terminal, layout: Layout, frame: Frame): string[] {
-  return state.arms.flatMap((arm, position) => [
-    ...(state.arms.length > 1 ? [...(position > 0 ? [''] : []), armTitle(arm, terminal)] : []),
-    ...arm.nodes.flatMap((node) => renderNode(node, terminal, layout, frame)),
-    ...arm.gates.flatMap((gate) => renderGate(gate, state.run, terminal)),
-  ]);
+interface Canvas {
+  terminal: Terminal;
+  layout: Layout;
+  frame: Frame;
 }
 
-function armTitle(arm: ArmState, terminal: Terminal): string {
-  const look = arm.status === 'waiting' ? LOOKS.waiting : LOOKS[arm.status];
-  const name = fitLine(terminal, arm.arm).slice(0, terminal.columns - 14);
-  return `${paint(terminal, ['bold', 'underline'], name)} ${paint(terminal, look.colour, arm.status.replace('_', ' '))}`;
+/** With several arms, each group of nodes stands below the arms that need it. */
+function renderSections(sections: readonly NodeSection[], state: RunState, canvas: Canvas): string[] {
+  const { terminal, layout, frame } = canvas;
+  const total = state.arms.length;
+  const nodes = sections.flatMap((section, position) => [
+    ...(total > 1 ? [...(position > 0 ? [''] : []), sectionTitle(section, total, terminal)] : []),
+    ...section.nodes.flatMap((node) => renderNode(node, terminal, layout, frame)),
+  ]);
+  const gates = toldGates(state).flatMap((gate) => renderGate(gate, state, terminal));
+  return [...nodes, ...(total > 1 && gates.length > 0 ? [''] : []), ...gates];
+}
+
+function sectionTitle({ arms }: NodeSection, total: number, terminal: Terminal): string {
+  return paint(terminal, ['bold', 'underline'], fitLine(terminal, armsText(arms, total)));
 }
 
 function renderNode(node: NodeState, terminal: Terminal, layout: Layout, frame: Frame): string[] {
@@ -159,11 +213,12 @@ const GATE_LOOKS: Record<GateState['status'], Look | null> = {
   cancelled: null,
 };
 
-function renderGate(gate: GateState, run: string, terminal: Terminal): string[] {
+function renderGate(gate: GateState & { arm: string }, { run, arms }: RunState, terminal: Terminal): string[] {
   const look = GATE_LOOKS[gate.status];
   if (!look) return [];
   const symbol = terminal.unicode ? look.unicode : look.ascii;
-  return [paint(terminal, look.colour, fitLine(terminal, `${symbol} ${gateText(gate, run)}`))];
+  const ofArm = arms.length > 1 ? `${gate.arm}: ` : '';
+  return [paint(terminal, look.colour, fitLine(terminal, `${symbol} ${ofArm}${gateText(gate, run)}`))];
 }
 
 function gateText({ name, status, reason }: GateState, run: string): string {
@@ -205,29 +260,30 @@ function fitLine(terminal: Terminal, text: string): string {
 }
 
 /** Too many lines for the terminal: fold nodes that need no watching, those that succeeded first. */
-function collapse(state: RunState, excess: number): RunState {
+function collapse(sections: readonly NodeSection[], excess: number): NodeSection[] {
   let left = excess;
-  const fold = (arm: ArmState): ArmState => {
+  const fold = (section: NodeSection): NodeSection => {
+    let { nodes } = section;
     for (const quiet of [
       ['done', 'reused'],
       ['waiting', 'skipped'],
     ] as const) {
-      const quietNodes = arm.nodes.filter((node) => (quiet as readonly string[]).includes(node.status) && !node.error);
+      const quietNodes = nodes.filter((node) => (quiet as readonly string[]).includes(node.status) && !node.error);
       if (left <= 0 || quietNodes.length < 2) continue;
       const folded = new Set(quietNodes.slice(0, Math.min(quietNodes.length, left + 1)));
       left -= folded.size - 1;
-      arm = { ...arm, nodes: withSummary(arm.nodes, folded) };
+      nodes = withSummary(nodes, folded);
     }
-    return arm;
+    return { ...section, nodes };
   };
-  return { ...state, arms: state.arms.map(fold) };
+  return sections.map(fold);
 }
 
 /** One line in the place of the first folded node. */
-function withSummary(nodes: readonly NodeState[], folded: ReadonlySet<NodeState>): NodeState[] {
+function withSummary(nodes: readonly SharedNodeState[], folded: ReadonlySet<SharedNodeState>): SharedNodeState[] {
   const [first] = folded;
   if (!first) return [...nodes];
-  const summary: NodeState = {
+  const summary: SharedNodeState = {
     ...first,
     id: `${folded.size} nodes`,
     kind: '',
@@ -244,12 +300,13 @@ function withSummary(nodes: readonly NodeState[], folded: ReadonlySet<NodeState>
 
 /** What changed between two looks, one line each, for a pipe. The first look tells what is not waiting. */
 export function renderChanges(before: RunState | null, after: RunState, now: Date): string[] {
-  const known = new Map(before ? allNodes(before).map((node) => [`${node.arm}/${node.id}`, node]) : []);
-  const lines = allNodes(after).flatMap((node) => {
-    const was = known.get(`${node.arm}/${node.id}`);
+  const known = new Map(before ? sharedNodes(before).map((node) => [`${node.id} ${node.key}`, node]) : []);
+  const ofNodes = sharedNodes(after).flatMap((node) => {
+    const was = known.get(`${node.id} ${node.key}`);
     const same = was ? was.status === node.status && was.error === node.error : node.status === 'waiting';
-    return same ? [] : [stampedLine(now, `${nodeLabel(after, node)} ${describeNode(node, now)}`)];
+    return same ? [] : [stampedLine(now, `${nodeName(node, after.arms.length)} ${describeNode(node, now)}`)];
   });
+  const lines = [...ofNodes, ...armChanges(before, after, now)];
   const told = new Map((before ? toldGates(before) : []).map((gate) => [`${gate.arm}/${gate.name}`, gate.status]));
   for (const gate of toldGates(after)) {
     if (told.get(`${gate.arm}/${gate.name}`) === gate.status || !GATE_LOOKS[gate.status]) continue;
@@ -267,20 +324,25 @@ export function renderChanges(before: RunState | null, after: RunState, now: Dat
   return after.status === 'running' ? [ofRun, ...lines] : [...lines, ofRun];
 }
 
+/** With several arms, how each goes on is told too. */
+function armChanges(before: RunState | null, after: RunState, now: Date): string[] {
+  if (after.arms.length < 2) return [];
+  const known = new Map(before?.arms.map(({ arm, status }) => [arm, status]));
+  return after.arms
+    .filter(({ arm, status }) => status !== (known.get(arm) ?? 'waiting'))
+    .map(({ arm, status }) => stampedLine(now, `arm ${arm} ${status}`));
+}
+
 /** One line of progress over all nodes that run; empty when none reports any. */
 export function renderProgress(state: RunState, now: Date): string[] {
-  return allNodes(state)
+  return sharedNodes(state)
     .filter((node) => node.status === 'running' && (node.total > 0 || node.detail))
-    .map((node) => stampedLine(now, `${nodeLabel(state, node)} ${describeNode(node, now)}`));
+    .map((node) => stampedLine(now, `${nodeName(node, state.arms.length)} ${describeNode(node, now)}`));
 }
 
 /** A line of a pipe: the time, in UTC and without milliseconds, then the text. */
 export function stampedLine(now: Date, text: string): string {
   return `${now.toISOString().slice(0, 19)}Z ${text}`;
-}
-
-function nodeLabel(state: RunState, node: { arm: string; id: string }): string {
-  return state.arms.length > 1 ? `${node.arm}/${node.id}` : node.id;
 }
 
 function describeNode(node: NodeState, now: Date): string {

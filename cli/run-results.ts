@@ -4,6 +4,7 @@ import type { ArtifactStore } from '../activities/adapters/artifact-store.ts';
 import type { BenchmarkBody } from '../schemas/artifact.ts';
 import { nodeSeconds } from './live-view.ts';
 import { allNodes, type RunState } from './run-state.ts';
+import { nodeName, sharedNodes } from './shared-nodes.ts';
 import { clock, renderTable, type Terminal } from './terminal.ts';
 
 type Interval = BenchmarkBody['results'][string];
@@ -101,15 +102,9 @@ function percent(interval: { value: number; low?: number; high?: number } | unde
 
 /** Every node with how it ended and how long it took. */
 export function renderTimes(state: RunState, terminal: Terminal): string[] {
-  const severalArms = state.arms.length > 1;
-  const rows = allNodes(state).map((node) => {
+  const rows = sharedNodes(state).map((node) => {
     const seconds = nodeSeconds(node, state.ended_at ?? new Date());
-    return [
-      severalArms ? `${node.arm} / ${node.id}` : node.id,
-      node.kind,
-      node.status,
-      seconds === null ? '' : clock(seconds),
-    ];
+    return [nodeName(node, state.arms.length), node.kind, node.status, seconds === null ? '' : clock(seconds)];
   });
   return [
     '',

@@ -42,7 +42,7 @@ export const command: Command = {
   },
 };
 
-/** `arm` tells nodes of the same name apart; `trouble` is there when the workflows do not answer. */
+/** `arm` tells nodes of the same name apart, and arms that share one show the same key; `trouble` is there when the workflows do not answer. */
 function toJson(state: RunState) {
   const severalArms = state.arms.length > 1;
   const nodes = allNodes(state).map(({ arm, id, kind, key, status, attempts, error, done, total }) => ({
@@ -57,11 +57,13 @@ function toJson(state: RunState) {
   }));
   const gates = toldGates(state).map(({ arm, ...gate }) => ({ ...gate, ...(severalArms && { arm }) }));
   const { run, status, mlflow_url, paused, trouble } = state;
+  const arms = state.arms.map(({ arm, status: ofArm }) => ({ arm, status: ofArm }));
   return {
     run,
     status,
     nodes,
     mlflow_url,
+    ...(severalArms && { arms }),
     ...(paused && { paused }),
     ...(gates.length > 0 && { gates }),
     ...(trouble !== null && { trouble }),

@@ -153,17 +153,55 @@ test('more nodes than rows: finished ones are folded, running and failed ones st
   expect(text).toContain('Ctrl-C detaches');
 });
 
-test('arms have their own sections when there is more than one', () => {
-  const two = state(NODES, {
-    arms: [
-      { arm: 'control', status: 'running', nodes: NODES, gates: [] },
-      { arm: 'no_filter', status: 'waiting', nodes: [node('corpus')], gates: [] },
-    ],
-  });
-  const lines = renderFrame(two, terminal(), frame);
-  expect(lines.indexOf('control running')).toBeGreaterThan(0);
-  expect(lines.indexOf('no_filter waiting')).toBeGreaterThan(lines.indexOf('control running'));
+const stage = (id: string, key: string, change: Partial<NodeState> = {}): NodeState =>
+  node(id, { kind: 'rl', key: key.padEnd(64, '0'), ...change });
+
+/** Two arms share everything before the stage; the second has not asked for it yet. */
+const ARMS = state([], {
+  arms: [
+    { arm: 'control', status: 'running', nodes: [...NODES, stage('stage', 'a', { status: 'done' })], gates: [] },
+    {
+      arm: 'no_filter',
+      status: 'waiting',
+      nodes: [...NODES.map((one) => ({ ...one, status: 'waiting' as const, error: null })), stage('stage', 'b')],
+      gates: [],
+    },
+  ],
+});
+
+test('arms are listed with their status; a node they share stands once, below all who need it', () => {
+  const lines = renderFrame(ARMS, terminal(), frame);
+  expect(lines[0]).toContain('4/7 nodes');
+  expect(lines).toContain('control running 4/6  no_filter waiting 0/6');
+  const titles = ['all arms', 'control', 'no_filter'].map((title) => lines.indexOf(title));
+  expect(titles.every((at, index) => at > (titles[index - 1] ?? 0))).toBe(true);
+  expect(lines.filter((line) => line.includes('cold_start'))).toHaveLength(1);
+  expect(lines.find((line) => line.includes('cold_start'))).toContain('running');
+  expect(lines.filter((line) => /^\S stage /.test(line))).toHaveLength(2);
   expect(renderFrame(state(NODES), terminal(), frame).join('\n')).not.toContain('control');
+});
+
+test('many arms take a few lines: the rest is counted', () => {
+  const many = Array.from({ length: 60 }, (_, at) => ({ ...ARMS.arms[1]!, arm: `arm_number_${at}` }));
+  const lines = renderFrame(state([], { arms: many }), terminal(), frame);
+  expect(lines.filter((line) => line.includes('arm_number'))).toHaveLength(4);
+  expect(lines.find((line) => line.startsWith('and '))).toMatch(/^and \d+ more: \d+ waiting$/);
+});
+
+test('lines of a pipe tell a shared node once, one of a single arm with its name, and how arms go on', () => {
+  const after = {
+    ...ARMS,
+    arms: ARMS.arms.map((one) => ({
+      ...one,
+      status: one.arm === 'control' ? ('done' as const) : one.status,
+      nodes: one.nodes.map((each) => (each.id === 'cold_start' ? { ...each, status: 'done' as const } : each)),
+    })),
+  };
+  expect(renderChanges(ARMS, after, NOW).map((line) => line.slice(21).replace(/ {2}.*/, ''))).toEqual([
+    'cold_start done',
+    'arm control done',
+  ]);
+  expect(renderChanges(null, ARMS, NOW).map((line) => line.slice(21))).toContain('control/stage done');
 });
 
 test('a node that another run asked for first is marked as shared', () => {
