@@ -303,6 +303,12 @@ async function ask<Answer>(client: Client, workflowId: string): Promise<Answer |
   }
 }
 
+/** Arms that the last execution of a run brought to their end; none where it does not answer. */
+export async function doneArms(client: Client, run: string): Promise<string[]> {
+  const answer = await ask<RunAnswer>(client, `run/${run}`).catch(() => null);
+  return (answer?.arms ?? []).filter(({ status }) => status === 'done').map(({ arm }) => arm);
+}
+
 function describeTrouble(error: unknown): string {
   const { code, cause } = error as { code?: unknown; cause?: { code?: unknown } };
   const grpc = typeof code === 'number' ? code : cause?.code;

@@ -6,7 +6,7 @@ import { ExpError } from '../schemas/errors.ts';
 import type { Experiment } from '../schemas/experiment.ts';
 import type { Plan } from '../schemas/plan.ts';
 import { isOutage, type Stack } from './open-stack.ts';
-import { findRun, type RunRow, workflowPhase } from './run-state.ts';
+import { doneArms, findRun, type RunRow, workflowPhase } from './run-state.ts';
 
 export interface StartedRun {
   run: string;
@@ -60,13 +60,19 @@ async function claimRun(stack: Stack, plan: Plan, blob: string): Promise<{ row: 
  * A run's last activity writes its final status before the workflow closes. So a closed workflow under a row that
  * still says `running` was ended from outside, or belongs to a `resume` that died half-way: both go on.
  */
-export async function ensureStarted(stack: Stack, client: Client, row: RunRow, plan: Plan): Promise<boolean> {
+export async function ensureStarted(
+  stack: Stack,
+  client: Client,
+  row: RunRow,
+  plan: Plan,
+  done: readonly string[] = [],
+): Promise<boolean> {
   const deadline = Date.now() + START_DEADLINE_MS;
   for (let pause = 200; ; pause = Math.min(pause * 2, 2_000)) {
     try {
       if ((await workflowPhase(client, row.id)) === 'open') return true;
       if ((await findRun(stack.pool, row.id)).status !== 'running') return false;
-      await startWorkflow(stack, client, row, plan);
+      await startWorkflow(stack, client, row, plan, done);
       return true;
     } catch (error) {
       if (!isOutage(error)) throw error;
@@ -76,12 +82,18 @@ export async function ensureStarted(stack: Stack, client: Client, row: RunRow, p
   }
 }
 
-async function startWorkflow(stack: Stack, client: Client, row: RunRow, plan: Plan): Promise<void> {
+async function startWorkflow(
+  stack: Stack,
+  client: Client,
+  row: RunRow,
+  plan: Plan,
+  done: readonly string[],
+): Promise<void> {
   await client.connection.withDeadline(Date.now() + 10_000, () =>
     client.workflow.start('run', {
       workflowId: `run/${row.id}`,
       taskQueue: `${stack.connections.temporal.queuePrefix}-cpu`,
-      args: [{ run: row.id, plan: row.plan_blob, ...armPolicy(plan) }],
+      args: [{ run: row.id, plan: row.plan_blob, ...armPolicy(plan), ...(done.length > 0 && { done }) }],
       workflowIdConflictPolicy: 'USE_EXISTING',
       workflowIdReusePolicy: 'ALLOW_DUPLICATE',
     }),
@@ -104,16 +116,18 @@ function notStarted(row: RunRow, cause: unknown): ExpError {
 }
 
 /**
- * Go on with an ended run under its own id, from its frozen plan: what is published is reused.
+ * Go on with an ended run under its own id, from its frozen plan: arms that are done stay as they are, and in the others
+ * what is published is reused.
  * Throws RUN_ACTIVE when another run of the same key is active.
  */
 export async function resumeRun(stack: Stack, row: RunRow): Promise<StartedRun> {
   const client = await stack.temporal();
   const plan = await stack.store.readJson<Plan>(row.plan_blob);
+  const done = row.status === 'running' ? [] : await doneArms(client, row.id);
   const reopened = row.status !== 'running' && (await reopen(stack, row));
   // The ended execution may still be closing; the new one begins when it has.
   if (reopened) await waitUntilClosed(client, row.id);
-  await ensureStarted(stack, client, row, plan);
+  await ensureStarted(stack, client, row, plan, done);
   return { run: row.id, created: reopened };
 }
 

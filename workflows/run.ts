@@ -21,6 +21,8 @@ export interface RunInput {
   max_parallel: number;
   /** An arm that fails ends the others. */
   fail_fast?: boolean;
+  /** Arms that an earlier execution brought to their end: a resumed run leaves them as they are. */
+  done?: string[];
 }
 
 export interface RunState {
@@ -64,13 +66,13 @@ export async function run(input: RunInput): Promise<{ status: RunStatus }> {
 }
 
 async function executeArms(
-  { run, plan, max_parallel, fail_fast = false }: RunInput,
+  { run, plan, max_parallel, fail_fast = false, done = [] }: RunInput,
   state: RunState,
 ): Promise<RunStatus> {
   const { arms } = await ledger.listArms({ plan });
-  state.arms = arms.map((arm) => ({ arm, status: 'waiting' }));
+  state.arms = arms.map((arm) => ({ arm, status: done.includes(arm) ? 'done' : 'waiting' }));
   await ledger.trackRunStarted({ run, plan });
-  const waiting = [...state.arms];
+  const waiting = state.arms.filter(({ status }) => status === 'waiting');
   const scope = new CancellationScope();
   let ended: RunStatus | null = null;
   const worker = async () => {

@@ -185,6 +185,40 @@ test('a failing node gives exit 1, its error in the lines, and its dependants sk
   expect(worker.begun.get('index')).toBe(2);
 });
 
+test('resume of a run in which one arm failed leaves the arm that is done untouched', async () => {
+  const [shared] = chain({}) as [ToyNode];
+  const own = (id: string, change: Partial<ToyNode>): ToyNode => ({
+    ...shared,
+    id,
+    kind: 'tasks',
+    inputs: ['corpus'],
+    ...change,
+  });
+  const plan = toyPlan('one_arm_failed', {
+    good: [shared, own('good_tasks', {})],
+    bad: [shared, own('bad_tasks', { ends: 'failure' })],
+  });
+  worker = await startToyWorker(stack);
+  const { run } = await startRun(stack, plan);
+  expect((await follow(run)).exitCode).toBe(1);
+  const client = await stack.temporal();
+  const executionOf = async (arm: string) => (await client.workflow.getHandle(`arm/${run}/${arm}`).describe()).runId;
+  const before = { good: await executionOf('good'), bad: await executionOf('bad') };
+
+  await resumeRun(stack, await findRun(stack.pool, run));
+  const { state, lines } = await follow(run);
+
+  expect(await executionOf('good')).toBe(before.good);
+  expect(await executionOf('bad')).not.toBe(before.bad);
+  expect(Object.fromEntries(worker.begun)).toEqual({ corpus: 1, good_tasks: 1, bad_tasks: 2 });
+  expect(state?.arms.map(({ arm, status }) => [arm, status])).toEqual([
+    ['good', 'done'],
+    ['bad', 'failed'],
+  ]);
+  expect(state?.arms[0]?.nodes.find(({ id }) => id === 'good_tasks')?.status).toBe('done');
+  expect(lines.join('\n')).toMatch(/arm bad failed/);
+});
+
 test('a missed gate is exit 3', async () => {
   worker = await startToyWorker(stack);
   const { run } = await startRun(stack, toyPlan('gate', { control: chain({ ends: 'gate' }) }));
