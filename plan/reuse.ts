@@ -42,9 +42,15 @@ export async function decideActions(
 ): Promise<NodeAction[]> {
   const found = await lookup?.([...new Set(arms.flatMap(({ nodes }) => nodes.map(({ key }) => key)))]);
   const makers = new Map<string, string>();
+  // Arms that share a node share the reason.
+  const reasons = new Map<string, Decision>();
   return arms.flatMap(({ name: arm, nodes }) => {
     const decided = new Map<string, Decision>();
-    const missing = (node: PlanNode): Decision => withoutArtifact(node, { name: arm, nodes }, earlier);
+    const missing = (node: PlanNode): Decision => {
+      const decision = reasons.get(node.key) ?? withoutArtifact(node, { name: arm, nodes }, earlier);
+      reasons.set(node.key, decision);
+      return decision;
+    };
     for (const node of nodes) {
       decided.set(
         node.id,

@@ -34,11 +34,22 @@ export function nearestEarlier(
   return others.reduce((best, one) => (one.changes.length < best.changes.length ? one : best), first);
 }
 
-/** The arm of the same name, else every arm that has such a node: a new arm is near to whichever it was made from. */
+/** A sweep has up to a thousand arms; among so many of them the nearest is near enough. */
+const COMPARED_ARMS = 16;
+
+/**
+ * The arm of the same name, else arms that have such a node, each key once: a new arm is near to whichever it was made
+ * from.
+ */
 function armsLike(name: string, id: string, arms: readonly PlanArm[]): PlanArm[] {
-  const having = arms.filter(({ nodes }) => nodes.some((node) => node.id === id));
-  const same = having.filter((arm) => arm.name === name);
-  return same.length > 0 ? same : having;
+  const byKey = new Map<string, PlanArm>();
+  for (const arm of arms) {
+    const key = arm.nodes.find((node) => node.id === id)?.key;
+    if (key === undefined) continue;
+    if (arm.name === name) return [arm];
+    if (!byKey.has(key)) byKey.set(key, arm);
+  }
+  return [...byKey.values()].slice(0, COMPARED_ARMS);
 }
 
 /** `rollout.temperature: 1 → 0.7, and 2 more, since recipe-261121-0a1b2c`. */

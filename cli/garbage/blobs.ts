@@ -54,12 +54,15 @@ async function textOf(store: ArtifactStore, sha256: string): Promise<string> {
 }
 
 /**
- * A blob that an active run has stored and not yet named anywhere is no older than the run: nothing younger than the
- * oldest active run is touched.
+ * A blob that an active run has stored and not yet named anywhere is no older than the run, or than the node that it
+ * joined: nothing younger than the oldest of them is touched.
  */
 export async function oldestInUse(pool: Pool, grace: Date): Promise<Date> {
   const { rows } = await pool.query<{ oldest: Date | null }>(
-    `select min(created_at) as oldest from runs where status = 'running'`,
+    `select min(begun) as oldest from (
+       select created_at as begun from runs where status = 'running'
+       union all select started_at from node_progress where status = 'running'
+     ) as active`,
   );
   const oldest = rows[0]?.oldest ?? grace;
   return oldest < grace ? oldest : grace;
