@@ -35,7 +35,9 @@ function checkArm({ name, nodes }: PlanArm, file: string): void {
       throw new ExpError('PLAN', file, `${node.id} reads ${missing}, which does not come before it`);
     if (keys.has(node.id)) throw new ExpError('PLAN', file, `arm ${name} has two nodes ${node.id}`);
     const inputs = node.inputs.map((input) => keys.get(input) as string);
-    if (nodeKey(node, inputs) !== node.key)
+    // A stage that was taken from a run keeps its key without the inputs that the key was made from.
+    const isTaken = (node.unkeyed as Unkeyed).reused_from !== undefined;
+    if (!isTaken && nodeKey(node, inputs) !== node.key)
       throw new ExpError('PLAN', file, `the key of ${node.id} is not that of its parts: plan the spec again`);
     keys.set(node.id, node.key);
   }

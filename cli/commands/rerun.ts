@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { parseArgs } from 'node:util';
 import { withNonce } from '../../plan/rerun.ts';
 import { ExpError } from '../../schemas/errors.ts';
+import type { Unkeyed } from '../../schemas/node-parameters.ts';
 import type { Plan } from '../../schemas/plan.ts';
 import type { Command } from '../command.ts';
 import { withStack } from '../open-stack.ts';
@@ -38,6 +39,13 @@ deterministic comes out as before, under another key.`,
       const { id, plan_blob } = await findRun(stack.pool, wanted);
       const frozen = await stack.store.readJson<Plan>(plan_blob);
       const first = nodesNamed(frozen, from, id);
+      const taken = first.map(({ node }) => (node.unkeyed as Unkeyed).reused_from).find((run) => run !== undefined);
+      if (taken !== undefined)
+        throw new ExpError(
+          'NODE_TAKEN',
+          `${id} ${from}`,
+          `it was taken from ${taken}: exp rerun ${taken} --from ${from}`,
+        );
       const isFirst = (arm: string, node: string): boolean =>
         first.some((one) => one.node.id === node && one.arms.includes(arm));
       const plan = withNonce(frozen, isFirst, randomBytes(8).toString('hex'));

@@ -26,6 +26,15 @@ describe('a stored plan', () => {
     expect(() => parseStoredPlan(JSON.stringify(plan), 'plan.json')).toThrow(/plan\.json: PLAN: the key of stage1/);
   });
 
+  test('with a stage that was taken from a run comes back too', async () => {
+    const plan = await planOf(recipe);
+    const arm = plan.arms[0] as Plan['arms'][number];
+    const taken = { ...find(plan, 'cold_start'), inputs: [], unkeyed: { reused_from: 'recipe-1' } };
+    const nodes = arm.nodes.map((node) => (node.id === 'cold_start' ? taken : node));
+    const written = { ...plan, arms: [{ ...arm, nodes }] };
+    expect(parseStoredPlan(JSON.stringify(written), 'plan.json')).toEqual(written);
+  });
+
   test.each([
     ['no JSON', '{', /is no JSON/],
     ['another document', '{"api_version":"exp/v1"}', /is no plan: it must have required property/],
