@@ -1,5 +1,6 @@
 import { ApplicationFailure, CancelledFailure } from '@temporalio/activity';
 import { ExpError } from '../schemas/errors.ts';
+import { BudgetRefusal } from './budget.ts';
 
 /** Codes of outages: the same call may succeed later. Every other ExpError is an answer and is not retried. */
 const OUTAGES = new Set([
@@ -20,5 +21,7 @@ export function toFailure(error: unknown): unknown {
     message: error.message,
     nonRetryable: !OUTAGES.has(error.code),
     cause: error,
+    // Nothing went wrong, and each run must learn what is its own.
+    ...(error instanceof BudgetRefusal && { details: [error.refusals], category: 'BENIGN' as const }),
   });
 }

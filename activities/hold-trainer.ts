@@ -1,18 +1,33 @@
 import { Context } from '@temporalio/activity';
 import type { Client } from '@temporalio/client';
+import type { Unkeyed } from '../schemas/node-parameters.ts';
+import type { PlanNode } from '../schemas/plan.ts';
+import type { SpendLedger } from './adapters/spend-ledger.ts';
 import type { TrainerHost } from './adapters/trainer-host.ts';
 import type { GpuActivities, TrainerHold } from './index.ts';
+import type { PlanReader } from './plan-reader.ts';
 
 export interface HoldTrainerDeps {
   client: Client;
   host: TrainerHost;
+  plans: PlanReader;
+  spend: SpendLedger;
+  /** Cores that a stage without GPUs keeps busy. */
+  trainer: { threads: number };
   /** This host's own queue, `<prefix>-gpu@<host>`. */
   taskQueue: string;
 }
 
 const INTERVAL_MS = 2_000;
 
-export const createHoldTrainerActivities = ({ client, host, taskQueue }: HoldTrainerDeps): GpuActivities => ({
+export const createHoldTrainerActivities = ({
+  client,
+  host,
+  plans,
+  spend,
+  trainer,
+  taskQueue,
+}: HoldTrainerDeps): GpuActivities => ({
   /**
    * Occupies the GPU slot for a stage. Publishes where the trainer is, then watches the process: a killed one is
    * replaced under the same epoch, and the next step opens it from the ledger. Ends when cancelled.
@@ -23,10 +38,12 @@ export const createHoldTrainerActivities = ({ client, host, taskQueue }: HoldTra
     const runId = info.workflowExecution?.runId ?? '';
     const epoch = await host.acquire(node.key, `${workflowId}/${runId}/${info.activityId}`);
     await host.ensureProcess(node.key, epoch);
+    const machines = machinesOf(await plans.node(node), trainer.threads);
     await workflow.signal<[TrainerHold]>('trainer_held', { taskQueue, epoch });
     try {
       for (;;) {
         await host.ensureProcess(node.key, epoch);
+        await spend.hold(node.key, `trainer ${epoch}`, machines);
         heartbeat();
         await sleep(INTERVAL_MS);
       }
@@ -35,6 +52,12 @@ export const createHoldTrainerActivities = ({ client, host, taskQueue }: HoldTra
     }
   },
 });
+
+/** What the hold keeps from others: GPUs where the stage has them, else the cores of the host. */
+function machinesOf({ unkeyed }: PlanNode, cores: number): { gpus: number; cpus: number } {
+  const { gpu = 0, nodes = 1 } = (unkeyed as Unkeyed).resources ?? {};
+  return gpu > 0 ? { gpus: gpu * nodes, cpus: 0 } : { gpus: 0, cpus: cores * nodes };
+}
 
 /** A worker that shuts down leaves the process to be adopted; a cancelled hold ends it. */
 const isAsked = (reason: unknown): boolean =>

@@ -2,6 +2,10 @@
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import type { Checkpoint } from '../schemas/checkpoint.ts';
 import type { NodeKind, PlanGate } from '../schemas/plan.ts';
+import type { Refusal } from './adapters/spend-ledger.ts';
+import type { Bounds } from './budget.ts';
+
+export type { Bounds, Refusal };
 
 /** A node of a stored plan. The activity loads parameters itself, by `plan` (blob hash) and `arm`. */
 export interface NodeRef {
@@ -31,7 +35,11 @@ export interface NodeOutcome {
 }
 
 /** How one execution of a node ended. A paused one is no outcome: the node goes on with another when it may. */
-export type NodeEnding = Omit<NodeOutcome, 'status'> & { status: NodeOutcome['status'] | 'paused' };
+export type NodeEnding = Omit<NodeOutcome, 'status'> & {
+  status: NodeOutcome['status'] | 'paused';
+  /** Runs whose budget paused it. */
+  refusals?: readonly Refusal[];
+};
 
 /** A prepared fan-out: `request` is a blob of rollout specs, split into `batches` activities. */
 export interface RolloutRequest {
@@ -77,7 +85,14 @@ export interface CpuActivities {
   trackArm(input: { run: string; arm: string; status: string }): Promise<void>;
   finishRun(input: { run: string; status: string }): Promise<void>;
   nodeStarted(node: NodeRef): Promise<void>;
-  nodeEnded(input: { node: NodeRef; status: NodeEnding['status']; detail: string }): Promise<void>;
+  nodeEnded(input: {
+    node: NodeRef;
+    status: NodeEnding['status'];
+    detail: string;
+    subscribers?: string[];
+  }): Promise<void>;
+  /** Bounds in the place of those of the run's spec. */
+  setBudget(input: { run: string; bounds: Bounds }): Promise<void>;
 }
 
 /** Task queue `<prefix>-rollout`. */

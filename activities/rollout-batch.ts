@@ -20,7 +20,10 @@ import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { EngineLease, EnginePool } from './adapters/engine.ts';
 import { trajectoryColumns, writeParquet } from './adapters/parquet.ts';
+import type { SpendLedger } from './adapters/spend-ledger.ts';
 import type { TurnJournal } from './adapters/turn-journal.ts';
+import { mostOf } from './budget.ts';
+import { charged, type Taken } from './charged.ts';
 import type { NodeRef, RolloutActivities, RolloutShard } from './index.ts';
 import type { RolloutSpec } from './prepare-rollouts.ts';
 
@@ -28,6 +31,7 @@ export interface RolloutDeps {
   pool: Pool;
   engines: EnginePool;
   journal: TurnJournal;
+  spend: SpendLedger;
   store: Pick<ArtifactStore, 'putBlob' | 'openBlob'>;
   worlds: { open(node: NodeRef): Promise<World> };
   /** Tokenizers by registry name of the base model. */
@@ -64,20 +68,37 @@ export const createRolloutActivities = (deps: RolloutDeps): RolloutActivities =>
    * Run all trajectories of one batch at once and seal them as one Parquet shard.
    *
    * Runs again after a crash: a sealed batch is returned as it is; of an unsealed one each trajectory goes on after
-   * its last journaled turn. Throws ENGINE_UNAVAILABLE, WORLD_UNAVAILABLE, LEASE_LOST on outages: those score nothing.
+   * its last journaled turn. Throws ENGINE_UNAVAILABLE, WORLD_UNAVAILABLE, LEASE_LOST on outages: those score nothing;
+   * BUDGET when no run that waits for it has room for the batch.
    */
   async rolloutBatch(batch) {
     return whileMoving(async (moved) => {
       const sealed = await findShard(deps, batch);
       if (sealed !== null) return sealed;
       const request = await readRequest(await deps.store.openBlob(batch.request), batch.batch);
-      const trajectories = await sampleBatch(deps, batch, request, moved);
+      const unit = {
+        node: batch.node,
+        unit: unitOf(batch),
+        most: mostOf(request.specs),
+        signal: Context.current().cancellationSignal,
+        waiting: moved,
+      };
+      const trajectories = await charged(deps.spend, unit, (taken) => sampleBatch(deps, batch, request, moved, taken));
       const shard = await sealShard(deps, batch, trajectories);
       await deps.journal.drop(trajectories.map(({ trajectory_id }) => trajectory_id));
       return shard;
     });
   },
 });
+
+/** The name under which a batch is charged: what its shard is sealed under. */
+const unitOf = ({ request, batch, checkpoint }: Batch): string =>
+  `rollouts ${request.slice(0, 12)}/${batch} at ${checkpoint.digest.slice(0, 12)}`;
+
+const addTurn = (taken: Taken, { token_ids, observation }: TurnRecord): void => {
+  taken.tokens += token_ids.length;
+  if (observation?.tool) taken.tool_calls += 1;
+};
 
 /** The lines of one batch, and how many trajectories the whole request has. */
 async function readRequest(path: string, batch: number): Promise<{ specs: RolloutSpec[]; total: number }> {
@@ -98,6 +119,7 @@ async function sampleBatch(
   batch: Batch,
   { specs, total }: Awaited<ReturnType<typeof readRequest>>,
   moved: () => void,
+  taken: Taken,
 ): Promise<Trajectory[]> {
   const { node, checkpoint, holder } = batch;
   const { cancellationSignal } = Context.current();
@@ -122,12 +144,14 @@ async function sampleBatch(
     const tokenizer = await deps.tokenizers.load(checkpoint.model);
     const world = specs.some(({ agent }) => agent.tools.length > 0) ? await deps.worlds.open(node) : NO_WORLD;
     const journaled = await journaledTurns(deps.journal, specs, checkpoint.digest);
+    for (const record of [...journaled.values()].flat()) addTurn(taken, record);
     const rollouts = specs.map(async (spec) => {
       const records = [...(journaled.get(spec.trajectory_id) ?? [])];
       const input = trajectoryInput(spec, { tokenizer, world, lease, checkpoint: checkpoint.digest, call });
       const onTurn = async (record: TurnRecord) => {
         await deps.journal.append(spec.trajectory_id, record);
         records.push(record);
+        addTurn(taken, record);
         meter.turns += 1;
         moved();
       };

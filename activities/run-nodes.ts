@@ -1,7 +1,9 @@
 import { Context } from '@temporalio/activity';
 import { type Client, WorkflowNotFoundError } from '@temporalio/client';
+import type { Pool } from 'pg';
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
+import { setBounds } from './adapters/spend-ledger.ts';
 import type { CpuActivities, NodeRef } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
@@ -11,6 +13,7 @@ export interface RunNodesDeps {
   plans: PlanReader;
   store: ArtifactStore;
   progress: NodeProgress;
+  pool: Pool;
   /** True when what the artifact describes in PostgreSQL or Milvus is still there, unchanged. */
   verifyLive(artifact: ArtifactRef): Promise<boolean>;
 }
@@ -25,6 +28,7 @@ type RunNodesActivities = Pick<
   | 'readMetric'
   | 'nodeStarted'
   | 'nodeEnded'
+  | 'setBudget'
 >;
 
 /** What `run`, `arm` and `node` ask of the world outside: the plan's shape, single flight, reuse, and their diary. */
@@ -33,6 +37,7 @@ export const createRunNodesActivities = ({
   plans,
   store,
   progress,
+  pool,
   verifyLive,
 }: RunNodesDeps): RunNodesActivities => ({
   async listArms({ plan }) {
@@ -50,6 +55,10 @@ export const createRunNodesActivities = ({
 
   /** Signal-with-start: whoever asks first starts the node, everybody else joins it. */
   async requestNode({ node, subscriber }) {
+    await pool.query(
+      `insert into subscriptions (node_key, subscriber, run) values ($1, $2, $3) on conflict do nothing`,
+      [node.key, subscriber, runOf(subscriber)],
+    );
     await client.workflow.signalWithStart('node', {
       workflowId: `node/${node.key}`,
       taskQueue: Context.current().info.taskQueue,
@@ -60,6 +69,7 @@ export const createRunNodesActivities = ({
   },
 
   async leaveNode({ key, subscriber }) {
+    await pool.query('delete from subscriptions where node_key = $1 and subscriber = $2', [key, subscriber]);
     try {
       await client.workflow.getHandle(`node/${key}`).signal('leave', subscriber);
     } catch (error) {
@@ -94,5 +104,16 @@ export const createRunNodesActivities = ({
 
   nodeStarted: (node) => progress.started(node),
 
-  nodeEnded: ({ node, status, detail }) => progress.ended(node.key, status, detail),
+  /** Nothing of it is in flight any more, so nothing is reserved; who was told waits for it no longer. */
+  async nodeEnded({ node, status, detail, subscribers = [] }) {
+    await progress.ended(node.key, status, detail);
+    await pool.query('update spend set open = false where node_key = $1 and open', [node.key]);
+    if (status === 'paused') return;
+    await pool.query('delete from subscriptions where node_key = $1 and subscriber = any($2)', [node.key, subscribers]);
+  },
+
+  setBudget: ({ run, bounds }) => setBounds(pool, run, bounds),
 });
+
+/** `arm/<run>/<arm>`. */
+const runOf = (subscriber: string): string => subscriber.split('/')[1] ?? '';

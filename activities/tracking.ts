@@ -42,6 +42,7 @@ const MLFLOW_STATUS: Record<string, MlflowStatus> = {
   done: 'FINISHED',
   failed: 'FAILED',
   gate_failed: 'FAILED',
+  budget: 'FAILED',
   cancelled: 'KILLED',
   skipped: 'KILLED',
 };

@@ -9,9 +9,11 @@ import type { PlanNode } from '../schemas/plan.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { linkBlob } from './adapters/blob-store.ts';
 import type { MergedWeights } from './adapters/merged-weights.ts';
+import type { SpendLedger } from './adapters/spend-ledger.ts';
 import type { LedgerStep, SavedState, StepLedger } from './adapters/step-ledger.ts';
 import type { TrainerHost } from './adapters/trainer-host.ts';
 import type { TrainerClient, TrainerMethods } from './adapters/trainer-process.ts';
+import { BudgetRefusal } from './budget.ts';
 import { heartbeatWhile } from './heartbeat.ts';
 import type { NodeRef, TrainerActivities } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
@@ -22,6 +24,7 @@ export interface TrainStageDeps {
   plans: PlanReader;
   store: ArtifactStore;
   ledger: StepLedger;
+  spend: SpendLedger;
   progress: NodeProgress;
   merged: MergedWeights;
   host: TrainerHost;
@@ -47,6 +50,8 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
     if (planned.status === 'done' && planned.saved)
       return { checkpoint: await checkpointAfter(deps, ref, planned.saved) };
 
+    const admission = await deps.spend.mayGoOn(ref.key);
+    if (admission.kind === 'refused') throw new BudgetRefusal(ref.id, admission.refusals);
     const client = await host.client(ref.key, epoch);
     return heartbeatWhile(client, async () => {
       await bringTo(deps, ref, client, step - 1, steps);

@@ -7,6 +7,7 @@ import {
   type NodeStatus,
   type RunPause,
   type RunState,
+  spendLine,
   toldGates,
 } from './run-state.ts';
 import {
@@ -22,7 +23,7 @@ import { clock, count, padTo, paint, plainAscii, progressBar, type Terminal, tex
 type Look = { unicode: string; ascii: string; colour: Parameters<typeof paint>[1] };
 
 /** No symbol that some terminals draw as an emoji of two columns. */
-const LOOKS: Record<NodeStatus, Look> = {
+const LOOKS: Record<NodeStatus | 'budget', Look> = {
   waiting: { unicode: '·', ascii: '.', colour: 'dim' },
   running: { unicode: '◐', ascii: '>', colour: 'cyan' },
   paused: { unicode: '‖', ascii: 'P', colour: 'yellow' },
@@ -31,6 +32,7 @@ const LOOKS: Record<NodeStatus, Look> = {
   failed: { unicode: '✗', ascii: 'x', colour: 'red' },
   gate_failed: { unicode: '▲', ascii: '!', colour: 'yellow' },
   cancelled: { unicode: '■', ascii: '#', colour: 'yellow' },
+  budget: { unicode: '▲', ascii: '!', colour: 'yellow' },
   skipped: { unicode: '○', ascii: '-', colour: 'dim' },
 };
 const SPINNER = ['◐', '◓', '◑', '◒'];
@@ -79,13 +81,17 @@ function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): stri
   return [
     paint(terminal, 'bold', title) + painted,
     ...(state.paused ? [paint(terminal, 'yellow', fitLine(terminal, pauseText(state.paused, state.run)))] : []),
+    ...(isSpent(state) ? [paint(terminal, 'dim', fitLine(terminal, spendLine(state.spend)))] : []),
     ...(state.mlflow_url ? [paint(terminal, 'dim', fitLine(terminal, `MLflow ${state.mlflow_url}`))] : []),
     ...(state.arms.length > 1 ? ['', ...renderArms(state.arms, terminal)] : []),
   ];
 }
 
-function pauseText({ reason, since }: RunPause, run: string): string {
-  return `paused since ${since.slice(0, 19)}Z: ${reason}; to go on: exp continue ${run}`;
+const isSpent = ({ spend }: RunState): boolean => spend.spent.tokens > 0 || Object.keys(spend.bounds).length > 0;
+
+function pauseText({ reason, since, over_budget }: RunPause, run: string): string {
+  const remedy = over_budget ? `exp budget ${run} ${reason.split(' ')[1]}=N` : `exp continue ${run}`;
+  return `paused since ${since.slice(0, 19)}Z: ${reason}; to go on: ${remedy}`;
 }
 
 const ARM_LINES = 4;

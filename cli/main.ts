@@ -35,6 +35,11 @@ const VERBS: readonly Verb[] = [
     load: () => import('./commands/pause.ts'),
   },
   { name: 'continue', summary: 'Let a paused run go on.', load: () => import('./commands/continue.ts') },
+  {
+    name: 'budget',
+    summary: 'Show what a run has spent, and set its bounds.',
+    load: () => import('./commands/budget.ts'),
+  },
   { name: 'approve', summary: 'Answer a gate that asks.', load: () => import('./commands/approve.ts') },
   { name: 'cancel', summary: 'Stop a run.', load: () => import('./commands/cancel.ts') },
   { name: 'resume', summary: 'Go on with a run that ended early.', load: () => import('./commands/resume.ts') },

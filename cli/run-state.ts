@@ -2,12 +2,15 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Client } from '@temporalio/client';
 import type { Pool } from 'pg';
-import { ExpError } from '../schemas/errors.ts';
+import { readBounds, readStanding } from '../activities/adapters/spend-ledger.ts';
+import { BOUNDED, type Bounds, moneyOf, type Standing } from '../activities/budget.ts';
+import { ExitCode, ExpError } from '../schemas/errors.ts';
 import type { Plan } from '../schemas/plan.ts';
+import type { Profile } from '../schemas/profile.ts';
 import type { Stack } from './open-stack.ts';
 import { oneLine } from './terminal.ts';
 
-export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed';
+export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed' | 'budget';
 export type NodeStatus =
   | 'waiting'
   | 'running'
@@ -48,10 +51,18 @@ export interface NodeState {
   ended_at: Date | null;
 }
 
+/** What a run has spent, what is reserved for its work in flight, and its bounds. */
+export interface Spend extends Standing {
+  bounds: Bounds;
+  /** By the prices of the profile; null where it has none. */
+  money: { amount: number; currency: string } | null;
+}
+
 /** Why a run is held back, and since when. */
 export interface RunPause {
   reason: string;
   since: string;
+  over_budget: boolean;
 }
 
 /** What stands between a stage and those that start from it. */
@@ -80,6 +91,7 @@ export interface RunState {
   mlflow_url: string | null;
   arms: ArmState[];
   paused: RunPause | null;
+  spend: Spend;
   /** Seconds still to go, where earlier runs say how long the kinds that wait took; null otherwise. */
   eta_seconds: number | null;
   /** What stands between the reader and fresh answers, in words; null when nothing does. */
@@ -161,6 +173,7 @@ const PATIENCE_MS = 4_000;
 export class RunReader {
   readonly #stack: Stack;
   readonly #id: string;
+  readonly #prices: Profile['prices'] | null;
   #plan: Plan | null = null;
   #answers = new Map<string, ArmAnswer>();
   #asking: Promise<void> | null = null;
@@ -173,9 +186,11 @@ export class RunReader {
   #orphaned = false;
   #secondsByKind: Map<string, number> | null = null;
 
-  constructor(stack: Stack, id: string) {
+  /** Without `prices` nothing is said of money. */
+  constructor(stack: Stack, id: string, prices: Profile['prices'] | null = null) {
     this.#stack = stack;
     this.#id = id;
+    this.#prices = prices;
   }
 
   /** The state now. Throws when PostgreSQL cannot be read; says `trouble` when only the workflows do not answer. */
@@ -184,9 +199,10 @@ export class RunReader {
     const plan = this.#plan ?? (await this.#stack.store.readJson<Plan>(row.plan_blob));
     this.#plan = plan;
     const keys = plan.arms.flatMap(({ nodes }) => nodes.map(({ key }) => key));
-    const [progress, published] = await Promise.all([
+    const [progress, published, spend] = await Promise.all([
       readProgress(this.#stack.pool, keys),
       readPublished(this.#stack.pool, keys),
+      readSpend(this.#stack.pool, row.id, plan, this.#prices),
     ]);
     this.#asking ??= this.#ask(row).finally(() => {
       this.#asking = null;
@@ -216,6 +232,7 @@ export class RunReader {
       ended_at: row.ended_at,
       mlflow_url: row.mlflow_url,
       arms,
+      spend,
       paused: status === 'running' ? this.#paused : null,
       eta_seconds: status === 'running' && !this.#paused ? estimateRemaining(arms, this.#secondsByKind) : null,
       trouble:
@@ -267,6 +284,30 @@ export class RunReader {
       return phase !== 'open' && (await findRun(this.#stack.pool, row.id)).status === 'running';
     });
   }
+}
+
+async function readSpend(pool: Pool, run: string, plan: Plan, prices: Profile['prices'] | null): Promise<Spend> {
+  const [standing, bounds] = await Promise.all([readStanding(pool, run), readBounds(pool, run, plan)]);
+  const money = prices && { amount: moneyOf(standing.spent, prices), currency: prices.currency };
+  return { ...standing, bounds, money };
+}
+
+/** `spent 12000 tokens, 87 of 200 tool calls`: what was used, and what is bounded. Empty when nothing was and is. */
+export function spendLine({ spent, reserved, bounds, money }: Spend): string {
+  const used = { ...spent, money: money?.amount ?? 0 };
+  const words = {
+    tokens: 'tokens',
+    tool_calls: 'tool calls',
+    gpu_hours: 'GPU-hours',
+    money: money?.currency ?? 'money',
+  };
+  const parts = BOUNDED.filter((name) => used[name] > 0 || bounds[name] !== undefined).map((name) => {
+    const amount = Number(used[name].toFixed(2));
+    return `${bounds[name] === undefined ? amount : `${amount} of ${bounds[name]}`} ${words[name]}`;
+  });
+  const held =
+    reserved.tokens > 0 ? `; at most ${reserved.tokens} tokens and ${reserved.tool_calls} tool calls in flight` : '';
+  return parts.length === 0 ? 'nothing spent' : `spent ${parts.join(', ')}${held}`;
 }
 
 /** Whether a claim holds now and still holds a moment later. */
@@ -451,5 +492,6 @@ export function toldGates(state: RunState): (GateState & { arm: string })[] {
 /** The exit code that a final status stands for. */
 export function exitCodeOf(status: RunStatus): number {
   if (status === 'done' || status === 'running') return 0;
-  return status === 'gate_failed' ? 3 : 1;
+  if (status === 'gate_failed') return ExitCode.gateFailed;
+  return status === 'budget' ? ExitCode.budget : ExitCode.runFailed;
 }

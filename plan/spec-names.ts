@@ -140,7 +140,7 @@ const someOf = (paths: readonly string[]): string =>
 
 type Unexecuted = Generator<[path: string, what: string]>;
 
-function* unexecutedData({ corpus, tasks, curriculum, budget }: Experiment): Unexecuted {
+function* unexecutedData({ corpus, tasks, curriculum }: Experiment): Unexecuted {
   for (const [name, { kind }] of Object.entries(corpus.sources)) {
     if (kind === 'wet') yield [`corpus.sources.${name}.kind`, 'reading WET files'];
   }
@@ -155,7 +155,6 @@ function* unexecutedData({ corpus, tasks, curriculum, budget }: Experiment): Une
     if (stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations')
       yield [`curriculum.${name}.trajectories.source`, 'importing trajectories'];
   }
-  if (budget) yield ['budget', 'a budget'];
 }
 
 function* unexecutedSampling(experiment: Experiment): Unexecuted {

@@ -61,7 +61,7 @@ create table if not exists runs (
   name text not null,
   profile text not null,
   plan_blob text not null,
-  status text not null default 'running', -- running | done | failed | cancelled | gate_failed
+  status text not null default 'running', -- running | done | failed | cancelled | gate_failed | budget
   created_at timestamptz not null default now(),
   ended_at timestamptz,
   mlflow_url text
@@ -188,3 +188,34 @@ create table if not exists rollout_shards (
 -- Whose rollouts a shard holds, so that a report finds them.
 alter table rollout_shards add column if not exists node_key text;
 create index if not exists rollout_shards_by_node on rollout_shards (node_key);
+
+-- Which arms wait for a node: their runs are charged for its work.
+create table if not exists subscriptions (
+  node_key text not null,
+  subscriber text not null, -- workflow of the arm
+  run text not null,
+  primary key (node_key, subscriber)
+);
+
+-- Bounds that `exp budget` set in the place of those of the spec.
+create table if not exists budgets (
+  run text primary key,
+  bounds jsonb not null
+);
+
+-- What each run spent, by unit of work (a batch of rollouts, a hold of a trainer); while one is open, the most it may take.
+create table if not exists spend (
+  run text not null,
+  node_key text not null,
+  unit text not null,
+  tokens bigint not null default 0,
+  tool_calls bigint not null default 0,
+  gpu_seconds double precision not null default 0,
+  cpu_seconds double precision not null default 0,
+  most_tokens bigint not null default 0,
+  most_tool_calls bigint not null default 0,
+  open boolean not null default true,
+  since timestamptz not null default now(),
+  primary key (run, node_key, unit)
+);
+create index if not exists spend_by_unit on spend (node_key, unit);

@@ -12,7 +12,7 @@ import { ledger } from './activity-proxies.ts';
 import { always } from './cancellation.ts';
 import { type GateState, Gates } from './gates.ts';
 import { type ArmStatus, type RunStatus, worstOf } from './outcome.ts';
-import { type Hold, keepTold, listenForPause } from './pausing.ts';
+import { type Hold, keepTold, listenForPause, type OverBudget, type Told } from './pausing.ts';
 
 export interface ArmInput {
   run: string;
@@ -33,6 +33,11 @@ export const armStateQuery = defineQuery<ArmState>('state');
 /** Sent by a node workflow to every subscriber when it has ended. */
 export const nodeDoneSignal = defineSignal<[NodeOutcome]>('node_done');
 
+/** Sent by a node workflow that stopped because this arm's run has no room in its budget for the next unit of work. */
+export const refusedSignal = defineSignal<[{ key: string; reason: string; on_exceed: 'pause' | 'stop' }]>('refused');
+/** As the run workflow defines it. */
+const overBudgetSignal = defineSignal<[OverBudget]>('over_budget');
+
 /** As the node workflow defines it; a signal's name is all that a sender needs. */
 const pauseSubscriberSignal = defineSignal<[string, boolean]>('pause_subscriber');
 
@@ -45,6 +50,8 @@ interface Arm {
   /** Nodes by id. */
   outcomes: Map<string, Promise<NodeOutcome>>;
   gates: Gates;
+  /** What nodes in flight know of a pause, by key. */
+  told: Map<string, Told>;
 }
 
 /** Run one arm: request every node as soon as its inputs exist; report how each ended. */
@@ -60,8 +67,17 @@ export async function arm(input: ArmInput): Promise<{ status: RunStatus }> {
     gates: gates.states,
   };
   setHandler(armStateQuery, () => state);
-  const context: Arm = { input, hold, ended: new Map(), outcomes, gates };
+  const context: Arm = { input, hold, ended: new Map(), outcomes, gates, told: new Map() };
   setHandler(nodeDoneSignal, (outcome) => void context.ended.set(outcome.key, outcome));
+  setHandler(refusedSignal, ({ key, reason, on_exceed }) => {
+    // The node holds itself back, and the run is about to: both will hear when it goes on.
+    hold.on = true;
+    const told = context.told.get(key);
+    if (told) told.paused = true;
+    const word = { arm: input.arm, reason, on_exceed };
+    const telling = getExternalWorkflowHandle(`run/${input.run}`).signal(overBudgetSignal, word);
+    telling.catch(() => undefined); // a run that has ended ends its arms
+  });
 
   for (const [position, node] of nodes.entries()) {
     const view = state.nodes[position] as ArmState['nodes'][number];
@@ -103,7 +119,7 @@ async function heldBack({ gates }: Arm, { id, key, gates: names = [] }: NodeSkel
 
 /** Subscribe to the node's single execution; a cancelled arm leaves, and the node ends with its last subscriber. */
 async function request(
-  { hold, ended }: Arm,
+  { hold, ended, told: allTold }: Arm,
   node: NodeSkeleton,
   view: ArmState['nodes'][number],
 ): Promise<NodeOutcome> {
@@ -113,9 +129,11 @@ async function request(
     if (hold.on) await condition(() => !hold.on);
     view.status = 'running';
     await ledger.requestNode({ node: ref, subscriber });
+    const told: Told = { paused: false };
+    allTold.set(node.key, told);
     const telling = keepTold(
       (paused) => getExternalWorkflowHandle(`node/${node.key}`).signal(pauseSubscriberSignal, subscriber, paused),
-      { paused: false },
+      told,
       () => hold.on,
       () => ended.has(node.key),
     );

@@ -4,13 +4,14 @@ import {
   defineSignal,
   getExternalWorkflowHandle,
   isCancellation,
+  type SignalDefinition,
   setHandler,
   startChild,
 } from '@temporalio/workflow';
 import type { NodeEnding, NodeOutcome, NodeRef } from '../activities/index.ts';
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import { cpu, ledger } from './activity-proxies.ts';
-import { nodeDoneSignal } from './arm.ts';
+import { nodeDoneSignal, refusedSignal } from './arm.ts';
 import { always } from './cancellation.ts';
 import { outcomeOfError } from './outcome.ts';
 import { executePausable } from './pausing.ts';
@@ -42,12 +43,20 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
   setHandler(pauseSubscriberSignal, (id, on) => void (on ? paused.add(id) : paused.delete(id)));
   const isPaused = () => subscribers.size > 0 && [...subscribers].every((id) => paused.has(id));
 
+  const subscribersOf = (run: string) => [...subscribers].filter((id) => id.startsWith(`arm/${run}/`));
+
   // Who subscribes while an abandoned execution is being cancelled gets a new one, not the old one's ending.
-  let ending = await execution(ref, isPaused, () => everSubscribed && subscribers.size === 0);
+  let ending = await execution(ref, subscribers, isPaused, () => everSubscribed && subscribers.size === 0);
   const goesOn = ({ status }: NodeEnding) => status === 'paused' || (status === 'cancelled' && subscribers.size > 0);
   while (goesOn(ending) && !CancellationScope.current().consideredCancelled) {
+    for (const { run, ...refusal } of ending.refusals ?? []) {
+      for (const id of subscribersOf(run)) {
+        paused.add(id);
+        await always(() => tell(id, refusedSignal, { key: ref.key, ...refusal }));
+      }
+    }
     if (isPaused()) await condition(() => !isPaused());
-    ending = await execution(ref, isPaused, () => subscribers.size === 0);
+    ending = await execution(ref, subscribers, isPaused, () => subscribers.size === 0);
   }
 
   const outcome: NodeOutcome =
@@ -55,13 +64,18 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
   // A subscriber may arrive while another is being told: go on until nobody is left untold.
   for (let next = untold(subscribers, told); next !== undefined; next = untold(subscribers, told)) {
     told.add(next);
-    await always(() => tell(next as string, outcome));
+    await always(() => tell(next as string, nodeDoneSignal, outcome));
   }
   return outcome;
 }
 
 /** Run the node until it ends, is paused, or nobody waits for it any more. */
-async function execution(ref: NodeRef, isPaused: () => boolean, isAbandoned: () => boolean): Promise<NodeEnding> {
+async function execution(
+  ref: NodeRef,
+  subscribers: ReadonlySet<string>,
+  isPaused: () => boolean,
+  isAbandoned: () => boolean,
+): Promise<NodeEnding> {
   const work = new CancellationScope();
   const watch = new CancellationScope();
   const watching = watch
@@ -71,7 +85,7 @@ async function execution(ref: NodeRef, isPaused: () => boolean, isAbandoned: () 
       () => undefined, // nobody watches any more
     );
   try {
-    return await work.run(() => execute(ref, isPaused));
+    return await work.run(() => execute(ref, isPaused, subscribers));
   } catch (error) {
     return outcomeOfError(ref, error);
   } finally {
@@ -84,15 +98,15 @@ const untold = (subscribers: ReadonlySet<string>, told: ReadonlySet<string>): st
   [...subscribers].find((id) => !told.has(id));
 
 /** A subscriber that has ended meanwhile needs no word. */
-async function tell(subscriber: string, outcome: NodeOutcome): Promise<void> {
+async function tell<T>(subscriber: string, signal: SignalDefinition<[T]>, word: T): Promise<void> {
   try {
-    await getExternalWorkflowHandle(subscriber).signal(nodeDoneSignal, outcome);
+    await getExternalWorkflowHandle(subscriber).signal(signal, word);
   } catch (error) {
     if (isCancellation(error)) throw error;
   }
 }
 
-async function execute(ref: NodeRef, isPaused: () => boolean): Promise<NodeOutcome> {
+async function execute(ref: NodeRef, isPaused: () => boolean, subscribers: ReadonlySet<string>): Promise<NodeOutcome> {
   const { id, key } = ref;
   const existing = await ledger.findArtifact(ref);
   if (existing) return { id, key, status: 'done', artifact: existing, reused: true };
@@ -100,11 +114,12 @@ async function execute(ref: NodeRef, isPaused: () => boolean): Promise<NodeOutco
   await ledger.nodeStarted(ref);
   try {
     const artifact = await produce(ref, isPaused);
-    await ledger.nodeEnded({ node: ref, status: 'done', detail: '' });
+    await ledger.nodeEnded({ node: ref, status: 'done', detail: '', subscribers: [...subscribers] });
     return { id, key, status: 'done', artifact };
   } catch (error) {
     const outcome = outcomeOfError(ref, error);
-    await always(() => ledger.nodeEnded({ node: ref, status: outcome.status, detail: outcome.error?.message ?? '' }));
+    const detail = outcome.error?.message ?? outcome.refusals?.[0]?.reason ?? '';
+    await always(() => ledger.nodeEnded({ node: ref, status: outcome.status, detail, subscribers: [...subscribers] }));
     throw error;
   }
 }

@@ -1,11 +1,11 @@
 import { ActivityFailure, ApplicationFailure, ChildWorkflowFailure, isCancellation } from '@temporalio/workflow';
-import type { NodeEnding } from '../activities/index.ts';
+import type { NodeEnding, Refusal } from '../activities/index.ts';
 import { PAUSED } from './pausing.ts';
 
-export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed';
+export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed' | 'budget';
 export type ArmStatus = RunStatus | 'waiting';
 
-const SEVERITY: readonly ArmStatus[] = ['done', 'waiting', 'running', 'gate_failed', 'failed', 'cancelled'];
+const SEVERITY: readonly ArmStatus[] = ['done', 'waiting', 'running', 'gate_failed', 'budget', 'failed', 'cancelled'];
 
 /** The status of a whole from the statuses of its parts. */
 export function worstOf(statuses: readonly ArmStatus[]): RunStatus {
@@ -22,6 +22,10 @@ export function outcomeOfError(node: { id: string; key: string }, error: unknown
   if (isCancellation(error)) return { id, key, status: 'cancelled' };
   const cause = rootCause(error);
   const code = (cause instanceof ApplicationFailure && cause.type) || 'INTERNAL';
+  if (code === 'BUDGET' && cause instanceof ApplicationFailure) {
+    const [refusals] = cause.details as [Refusal[]];
+    return { id, key, status: 'paused', refusals };
+  }
   if (code === PAUSED) return { id, key, status: 'paused' };
   return { id, key, status: GATE_CODES.has(code) ? 'gate_failed' : 'failed', error: { code, message: cause.message } };
 }

@@ -32,6 +32,13 @@ export function stopIfPaused({ on }: Hold): void {
   if (on) throw ApplicationFailure.nonRetryable('paused', PAUSED);
 }
 
+/** From an arm to its run: a node has stopped at the run's budget. */
+export interface OverBudget {
+  arm: string;
+  reason: string;
+  on_exceed: 'pause' | 'stop';
+}
+
 /** What the other side knows. */
 export interface Told {
   paused: boolean;

@@ -32,9 +32,9 @@ export const command: Command = {
     });
     if (positionals.length === 0) return showStack(values.profile, values.json, io);
     const wanted = runArgument(positionals, 'status');
-    return withStack(values.profile, async (stack) => {
+    return withStack(values.profile, async (stack, profile) => {
       const { id } = await findRun(stack.pool, wanted);
-      const state = await new RunReader(stack, id).read();
+      const state = await new RunReader(stack, id, profile.prices).read();
       if (values.json) io.out(JSON.stringify(toJson(state)));
       else showRun(state, io);
       return ExitCode.done;
@@ -56,7 +56,7 @@ function toJson(state: RunState) {
     ...(total > 0 && { done, total }),
   }));
   const gates = toldGates(state).map(({ arm, ...gate }) => ({ ...gate, ...(severalArms && { arm }) }));
-  const { run, status, mlflow_url, paused, trouble } = state;
+  const { run, status, mlflow_url, paused, spend, trouble } = state;
   const arms = state.arms.map(({ arm, status: ofArm }) => ({ arm, status: ofArm }));
   return {
     run,
@@ -64,6 +64,7 @@ function toJson(state: RunState) {
     nodes,
     mlflow_url,
     ...(severalArms && { arms }),
+    spend,
     ...(paused && { paused }),
     ...(gates.length > 0 && { gates }),
     ...(trouble !== null && { trouble }),

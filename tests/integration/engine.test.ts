@@ -14,6 +14,7 @@ import { EnginePool } from '../../activities/adapters/engine.ts';
 import { EngineClient } from '../../activities/adapters/engine-client.ts';
 import { MergedWeights } from '../../activities/adapters/merged-weights.ts';
 import { readParquet } from '../../activities/adapters/parquet.ts';
+import { SpendLedger } from '../../activities/adapters/spend-ledger.ts';
 import { TurnJournal } from '../../activities/adapters/turn-journal.ts';
 import type { NodeRef, RolloutShard } from '../../activities/index.ts';
 import type { RolloutSpec } from '../../activities/prepare-rollouts.ts';
@@ -23,6 +24,7 @@ import type { World } from '../../environments/environment.ts';
 import { loadProfile } from '../../plan/profile.ts';
 import { contentKey } from '../../schemas/canonical.ts';
 import type { Checkpoint } from '../../schemas/checkpoint.ts';
+import type { Plan } from '../../schemas/plan.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
 import { modelsDir, python, repoRoot } from '../../services/home.ts';
 import { serviceStates } from '../../services/stack.ts';
@@ -303,6 +305,8 @@ describe('the turn journal', () => {
   });
 });
 
+const FREE = { currency: 'USD', gpu_hour: 0, cpu_hour: 0, million_tokens: 0, thousand_tool_calls: 0 };
+
 describe('a batch of rollouts', () => {
   const node: NodeRef = { plan: 'p', arm: 'base', id: 'stage1.profile', kind: 'profile', key: 'k'.repeat(64) };
   const world: World = {
@@ -355,6 +359,7 @@ describe('a batch of rollouts', () => {
     engines,
     store,
     journal: new TurnJournal(pool),
+    spend: new SpendLedger({ pool, plans: { load: async () => ({ spec: {} }) as Plan }, prices: FREE }),
     worlds: { open: async () => world },
     tokenizers: { load: async () => tokenizer },
     progress: async () => undefined,

@@ -46,7 +46,10 @@ async function stage(plans: Record<string, WrittenNode[] | Record<string, Writte
     const written = plans[plan] ?? [];
     return Array.isArray(written) ? { main: written } : written;
   };
-  const { requestNode, leaveNode } = createRunNodesActivities({ client: temporal.client } as never);
+  const { requestNode, leaveNode } = createRunNodesActivities({
+    client: temporal.client,
+    pool: { query: async () => ({ rows: [] }) },
+  } as never);
   const activities = {
     requestNode,
     leaveNode,

@@ -1,5 +1,6 @@
 import { stripVTControlCharacters } from 'node:util';
 import { expect, test } from 'vitest';
+import { NOTHING } from '../../activities/budget.ts';
 import { renderChanges, renderFrame, renderProgress } from '../../cli/live-view.ts';
 import { type BenchmarkResult, renderResults } from '../../cli/run-results.ts';
 import { exitCodeOf, type NodeState, type RunState } from '../../cli/run-state.ts';
@@ -35,6 +36,7 @@ function state(nodes: NodeState[], change: Partial<RunState> = {}): RunState {
     ended_at: null,
     mlflow_url: 'http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef',
     paused: null,
+    spend: { spent: NOTHING, reserved: NOTHING, bounds: {}, money: null },
     eta_seconds: 372,
     trouble: null,
     arms: [{ arm: 'control', status: 'running', nodes, gates: [] }],
