@@ -13,6 +13,7 @@ import type { MlflowStatus } from './adapters/mlflow.ts';
 import { openDedup, type TrackingPayload } from './adapters/mlflow-delivery.ts';
 import { finiteMetrics, type LogBatch, paramsOf, redact, splitBatches, tagsOf } from './adapters/mlflow-limits.ts';
 import type { Outbox } from './adapters/outbox.ts';
+import { readStanding } from './adapters/spend-ledger.ts';
 import type { CpuActivities, NodeOutcome } from './index.ts';
 
 export interface TrackingDeps {
@@ -120,6 +121,7 @@ export const createTrackingActivities = ({ pool, store, outbox, plans }: Trackin
 
     /** The run's own ending: in PostgreSQL for `exp status`, and on every level in MLflow. */
     async finishRun({ run, status }) {
+      await log(run, run, `spend ${execution()}`, { metrics: await spendMetrics(pool, run) });
       await end(run, run, status);
       await outbox.enqueue(`settle ${run} ${execution()}`, run, { op: 'settle', path: run, at_ms: Date.now() });
       await outbox.flush(run, FLUSH_MS);
@@ -176,6 +178,13 @@ export function createLiveTracking({ pool, outbox, plans }: Omit<TrackingDeps, '
   }
 
   return { trackLive, trackRunning };
+}
+
+/** What a run has spent in all of its executions, where it ends. */
+async function spendMetrics(pool: Pool, run: string): Promise<Metric[]> {
+  const { spent } = await readStanding(pool, run);
+  const timestamp_ms = Date.now();
+  return Object.entries(spent).map(([name, value]) => ({ name: `spend/${name}`, step: 0, value, timestamp_ms }));
 }
 
 const readable = (document: unknown): Buffer => Buffer.from(`${JSON.stringify(document, null, 2)}\n`);

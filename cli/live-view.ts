@@ -80,7 +80,9 @@ function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): stri
   const painted = line.replace(`  ${status}`, () => `  ${paint(terminal, look.colour, status)}`);
   return [
     paint(terminal, 'bold', title) + painted,
-    ...(state.paused ? [paint(terminal, 'yellow', fitLine(terminal, pauseText(state.paused, state.run)))] : []),
+    ...(state.paused ? pauseLines(state.paused, state.run) : []).map((line) =>
+      paint(terminal, 'yellow', fitLine(terminal, line)),
+    ),
     ...(isSpent(state) ? [paint(terminal, 'dim', fitLine(terminal, spendLine(state.spend)))] : []),
     ...(state.mlflow_url ? [paint(terminal, 'dim', fitLine(terminal, `MLflow ${state.mlflow_url}`))] : []),
     ...(state.arms.length > 1 ? ['', ...renderArms(state.arms, terminal)] : []),
@@ -89,9 +91,10 @@ function renderHeader(state: RunState, terminal: Terminal, { now }: Frame): stri
 
 const isSpent = ({ spend }: RunState): boolean => spend.spent.tokens > 0 || Object.keys(spend.bounds).length > 0;
 
-function pauseText({ reason, since, over_budget }: RunPause, run: string): string {
+/** On a line of its own what to type, so that a narrow terminal does not cut it off. */
+function pauseLines({ reason, since, over_budget }: RunPause, run: string): [string, string] {
   const remedy = over_budget ? `exp budget ${run} ${reason.split(' ')[1]}=N` : `exp continue ${run}`;
-  return `paused since ${since.slice(0, 19)}Z: ${reason}; to go on: ${remedy}`;
+  return [`paused since ${since.slice(0, 19)}Z: ${reason}`, `to go on: ${remedy}`];
 }
 
 const ARM_LINES = 4;
@@ -319,7 +322,9 @@ export function renderChanges(before: RunState | null, after: RunState, now: Dat
     lines.push(stampedLine(now, `${after.arms.length > 1 ? `${gate.arm}: ` : ''}${gateText(gate, after.run)}`));
   }
   if (before && before.paused?.reason !== after.paused?.reason && after.status === 'running')
-    lines.push(stampedLine(now, after.paused ? pauseText(after.paused, after.run) : `run ${after.run} goes on`));
+    lines.push(
+      stampedLine(now, after.paused ? pauseLines(after.paused, after.run).join('; ') : `run ${after.run} goes on`),
+    );
   const runChanged = before?.status !== after.status;
   const elapsed = clock(((after.ended_at ?? now).getTime() - after.created_at.getTime()) / 1000);
   const ofRun = stampedLine(

@@ -3,6 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, beforeEach, expect, test, vi } from 'vitest';
+import { readStanding, SpendLedger } from '../../activities/adapters/spend-ledger.ts';
+import { NOTHING } from '../../activities/budget.ts';
 import type { Command, CommandIo } from '../../cli/command.ts';
 import { command as approve } from '../../cli/commands/approve.ts';
 import { command as budget } from '../../cli/commands/budget.ts';
@@ -111,7 +113,7 @@ test('a paused run finishes the batches it is at, leaves the engine, outlives it
   await sleep(1_000);
   expect(worker.sampled).toEqual([]);
   await until(async () => expect((await statusOf(run)).paused?.reason).toBe('lunch'));
-  expect((await exp(status, run)).text).toMatch(/paused since .*: lunch; to go on: exp continue/);
+  expect((await exp(status, run)).text).toMatch(/paused since .*: lunch\nto go on: exp continue/);
 
   expect((await exp(goOn, run)).text).toBe(`${run} goes on`);
   expect((await follow(run)).exitCode).toBe(0);
@@ -281,4 +283,60 @@ test('work that is done twice is counted once', async () => {
   expect((await follow(run)).exitCode).toBe(0);
   expect(worker.sampled).toHaveLength(2);
   expect((await statusOf(run)).spend.spent.tool_calls).toBe(20);
+});
+
+/** A run that waits for a node of which no workflow knows: what remains of one whose worker was killed. */
+async function waitingRun(key: string, bounds: object) {
+  const plan = toyPlan('killed', { main: [] }, { budget: bounds, run: key });
+  const row = [`killed-${key}`, plan.run_key, plan.name, 'toy', await stack.store.putJson(plan)];
+  await stack.pool.query('insert into runs (id, run_key, name, profile, plan_blob) values ($1, $2, $3, $4, $5)', row);
+  await stack.pool.query(
+    `insert into subscriptions (node_key, subscriber, run) values ($1, 'arm/' || $2 || '/main', $2)`,
+    [key, row[0]],
+  );
+  const prices = { currency: 'USD', gpu_hour: 0, cpu_hour: 0, million_tokens: 0, thousand_tool_calls: 0 };
+  return {
+    run: row[0] as string,
+    ledger: new SpendLedger({ pool: stack.pool, plans: { load: async () => plan }, prices }),
+  };
+}
+
+test('what a killed worker had reserved stays reserved until its unit is done again, once', async () => {
+  const key = freshSalt();
+  const { run, ledger } = await waitingRun(key, { tool_calls: 50 });
+  const most = { ...NOTHING, tool_calls: 40 };
+  expect(await ledger.admit(key, 'a', most)).toEqual({ kind: 'admitted' });
+  await ledger.report(key, 'a', { tokens: 0, tool_calls: 7 }); // and then it was killed
+  expect(await ledger.admit(key, 'b', most)).toEqual({ kind: 'wait' });
+  expect(await ledger.admit(key, 'a', most)).toEqual({ kind: 'admitted' });
+  await ledger.report(key, 'a', { tokens: 0, tool_calls: 15 });
+  await ledger.close(key, 'a');
+  expect(await readStanding(stack.pool, run)).toMatchObject({ spent: { tool_calls: 15 }, reserved: { tool_calls: 0 } });
+  expect(await ledger.admit(key, 'b', most)).toMatchObject({
+    kind: 'refused',
+    refusals: [{ run, on_exceed: 'pause' }],
+  });
+});
+
+test('batches that ask at the same time never have more reserved than the bound', async () => {
+  const key = freshSalt();
+  const { run, ledger } = await waitingRun(key, { tool_calls: 100 });
+  const asked = Array.from({ length: 12 }, (_, unit) => ledger.admit(key, `${unit}`, { ...NOTHING, tool_calls: 30 }));
+  const kinds = (await Promise.all(asked)).map(({ kind }) => kind).sort();
+  expect(kinds).toEqual([...Array(3).fill('admitted'), ...Array(9).fill('wait')]);
+  expect((await readStanding(stack.pool, run)).reserved.tool_calls).toBe(90);
+});
+
+test('a trainer is charged for as long as it is held: GPUs where it has them, cores where it has none', async () => {
+  const key = freshSalt();
+  const { run, ledger } = await waitingRun(key, { gpu_hours: 1e-4 });
+  const hold = (unit: string, gpus: number, cpus: number) => ledger.hold(key, unit, { gpus, cpus });
+  await Promise.all([hold('trainer 1', 4, 0), hold('trainer 2', 0, 2)]);
+  expect(await ledger.mayGoOn(key)).toEqual({ kind: 'admitted' });
+  await sleep(300);
+  await Promise.all([hold('trainer 1', 4, 0), hold('trainer 2', 0, 2)]);
+  const { spent } = await readStanding(stack.pool, run);
+  expect(spent.gpu_hours * 3600).toBeGreaterThan(4 * 0.3);
+  expect(spent.gpu_hours / spent.cpu_hours).toBeCloseTo(2, 0);
+  expect(await ledger.mayGoOn(key)).toMatchObject({ kind: 'refused' }); // 0.36 s of GPU time
 });
