@@ -90,6 +90,8 @@ async function deleteRuns(client: PoolClient, policy: KeepPolicy): Promise<strin
   await client.query('lock table runs in share row exclusive mode');
   const runs = await droppedRuns(client, policy);
   await client.query('delete from runs where id = any($1)', [runs]);
+  for (const table of ['budgets', 'spend', 'subscriptions'])
+    await client.query(`delete from ${table} where run = any($1)`, [runs]);
   await client.query('delete from outbox where run_id = any($1) and sent_at is not null', [runs]);
   await client.query(
     `delete from tracked_runs where run_id = any($1)

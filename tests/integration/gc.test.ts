@@ -149,6 +149,7 @@ async function makeRun(name: string, pages: readonly string[], daysAgo: number) 
      values ($1, $2, $1, 'local', $3, 'done', now() - $4 * interval '1 day', now() - $4 * interval '1 day')`,
     [name, plan.run_key, plan_blob, daysAgo],
   );
+  await pool.query(`insert into spend (run, node_key, unit) values ($1, $2, 'batch 0')`, [name, stage]);
   const blobs = { batch, request, shard, plan_blob };
   return { plan, corpusKey, indexKey, stage, blobs };
 }
@@ -207,6 +208,7 @@ test('what a dropped run alone had is gone; all that the others have stays whole
   expect(done).toEqual(seen);
 
   expect(await counted('runs')).toBe(2);
+  expect(await counted('spend')).toBe(2);
   expect(await counted('corpus_pages where corpus_key = $1', old.corpusKey)).toBe(0);
   expect(await counted(`pages where title = 'only_old'`)).toBe(0);
   expect(await counted(`pages where title = 'in_both'`)).toBe(1);
