@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { repoRoot, venvBin } from '../services/home.ts';
+import { staleKinds } from './kind-closures.ts';
 import { unnoticedImports } from './planted-imports.ts';
 import { runCommand } from './subprocess.ts';
 
@@ -63,6 +64,7 @@ const CHECKS: Check[] = [
   { name: 'format (Python)', run: pythonTool('ruff', 'format', '--check', '.') },
   { name: 'lint (Python)', run: pythonTool('ruff', 'check', '.') },
   { name: 'generated schema files', run: () => tool(process.execPath, ['dist/cli/main.js', 'schema', '--check']) },
+  { name: 'versions of node kinds', run: async () => staleKinds(root).join('\n') },
   { name: 'lockfile without addresses', run: lockfileAddresses },
   { name: 'no registry named', run: registriesNamed },
 ];

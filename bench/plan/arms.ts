@@ -9,7 +9,7 @@ import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { repoRoot } from '../../services/home.ts';
-import { measureCli } from '../../tests/measured-cli.ts';
+import { type Measured, measureCli } from '../../tests/measured-cli.ts';
 
 const ROUNDS = 5;
 const arms = Number(process.argv[2] ?? 1000);
@@ -24,9 +24,9 @@ try {
     ['exp validate quickstart', ['validate', quickstart]],
     [`exp validate, ${arms} arms`, ['validate', spec]],
   ] as const) {
-    const runs: Awaited<ReturnType<typeof measureCli>>[] = [];
+    const runs: Measured[] = [];
     for (let round = 0; round < ROUNDS; round++) runs.push(await measureCli(args));
-    const least = (pick: (run: (typeof runs)[number]) => number): string => Math.min(...runs.map(pick)).toFixed(2);
+    const least = (pick: (run: Measured) => number): string => Math.min(...runs.map(pick)).toFixed(2);
     const failed = runs.filter(({ code }) => code !== 0).length;
     console.log(
       `${what}: at least ${least(({ seconds }) => seconds)} s, ${least(({ cpuSeconds }) => cpuSeconds)} CPU s, ${least(({ mebibytes }) => mebibytes)} MiB over ${ROUNDS} runs${failed > 0 ? `, ${failed} FAILED` : ''}`,
