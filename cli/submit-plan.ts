@@ -4,11 +4,12 @@ import { ExitCode, ExpError } from '../schemas/errors.ts';
 import type { Plan } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
 import type { CommandIo } from './command.ts';
-import { artifactLookup, showPlan } from './commands/plan.ts';
+import { artifactLookup } from './commands/plan.ts';
 import { readEarlierPlans } from './earlier-plans.ts';
 import { followRun } from './follow-run.ts';
 import { openStack, type Stack } from './open-stack.ts';
 import { findRun } from './run-state.ts';
+import { showPlan } from './show-plan.ts';
 import { startRun } from './start-run.ts';
 
 export interface Submission {
@@ -30,7 +31,7 @@ export async function submitPlan(stack: Stack, submission: Submission): Promise<
   const { plan, watch, json, io, exact = false } = submission;
   const say = speaker(submission);
   const actions = await decideActions(plan.arms, artifactLookup(stack), await readEarlierPlans(stack, plan));
-  showPlan(plan, actions, { ...io, out: say });
+  showPlan(plan, actions, { profile: submission.profile, io: { ...io, out: say } });
   const { run, created } = await startRun(stack, plan);
   if (!created && exact) await requireSameNodes(stack, run, plan);
   say(created ? `submitted ${run}` : `${run} runs this spec already: attached to it`);

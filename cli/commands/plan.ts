@@ -1,22 +1,18 @@
 import { readFile, stat, writeFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
-import { estimateNode } from '../../plan/estimate.ts';
 import { type Located, leaves } from '../../plan/located.ts';
 import { placeText } from '../../plan/problem.ts';
 import { type ArtifactLookup, decideActions, type FoundArtifact, type NodeAction } from '../../plan/reuse.ts';
 import { ExitCode, ExpError } from '../../schemas/errors.ts';
-import type { Unkeyed } from '../../schemas/node-parameters.ts';
-import type { Plan, PlanNode } from '../../schemas/plan.ts';
+import type { Plan } from '../../schemas/plan.ts';
 import type { Profile } from '../../schemas/profile.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { readEarlierPlans } from '../earlier-plans.ts';
 import { isOutage, openStackToAsk, type Stack } from '../open-stack.ts';
 import { planSpec } from '../plan-spec.ts';
+import { planToJson, showPlan } from '../show-plan.ts';
 import { problemsToJson, showProblems } from '../show-problems.ts';
-import { count, detectTerminal, renderTable } from '../terminal.ts';
 import { showRest, splitPositionals } from './validate.ts';
-
-const SHOWN_KEY = 12;
 
 export const command: Command = {
   name: 'plan',
@@ -28,7 +24,7 @@ export const command: Command = {
   --label L                     tells runs of one spec apart
   -o, --output FILE             write the plan as JSON; another file is never overwritten
   --resolved, --origin          print the resolved spec, leaf by leaf; and where each value was written
-  --json                        {nodes: [{arm, id, kind, key, inputs, action, reason, since}]}
+  --json                        {nodes: [{arm, id, kind, key, inputs, action, reason, since, estimate}], total}
   A node without an artifact is compared with the nearest one of the latest runs of the same spec: \`reason\` names the
   first difference, such as \`rollout.temperature: 1 → 0.7\`, and \`since\` all of them.`,
 
@@ -70,10 +66,10 @@ export const command: Command = {
     }
     const actions = await actionsOnStack(plan, profile);
     if (values.json) {
-      io.out(JSON.stringify({ ...planToJson(plan, actions), warnings: problemsToJson(warnings), unknown }));
+      io.out(JSON.stringify({ ...planToJson(plan, actions, profile), warnings: problemsToJson(warnings), unknown }));
     } else {
       showRest(warnings, unknown, io);
-      showPlan(plan, actions, io);
+      showPlan(plan, actions, { profile, io });
     }
     return ExitCode.done;
   },
@@ -132,75 +128,6 @@ export function artifactLookup(stack: Stack): ArtifactLookup {
     ]);
     return new Map([...found, ...others]);
   };
-}
-
-export function planToJson({ run_key, name, arms }: Plan, actions: readonly NodeAction[]) {
-  const nodes = arms.flatMap((arm) => arm.nodes);
-  return {
-    name,
-    run_key,
-    nodes: nodes.map(({ id, kind, key, inputs }, index) => ({
-      arm: actions[index]?.arm,
-      id,
-      kind,
-      key,
-      inputs,
-      action: actions[index]?.action,
-      reason: actions[index]?.reason,
-      ...(actions[index]?.since && { since: actions[index].since }),
-    })),
-  };
-}
-
-/** Every distinct node once, in the order in which arms need them. */
-export function showPlan({ name, profile, arms }: Plan, actions: readonly NodeAction[], io: CommandIo): void {
-  const members = arms.flatMap((arm) => arm.nodes.map((node) => ({ node, arm })));
-  const rows = new Map<string, { cells: string[]; arms: string[] }>();
-  for (const [index, { node, arm }] of members.entries()) {
-    const known = rows.get(node.key);
-    const { action = 'run', reason = '' } = actions[index] ?? {};
-    if (known) known.arms.push(arm.name);
-    else
-      rows.set(node.key, {
-        cells: [node.id, node.kind, keyText(node), action, estimateText(node, arm.nodes), reason],
-        arms: [arm.name],
-      });
-  }
-  const running = actions.filter(({ action }) => action === 'run').length;
-  const several = arms.length > 1;
-  const distinct = several ? `${arms.length} arms, ${members.length} nodes, ` : '';
-  io.out(
-    `${name} on profile ${profile}: ${distinct}${running} of ${rows.size} ${several ? 'distinct ' : ''}nodes run, ${rows.size - running} are reused`,
-  );
-  const titles = ['node', 'kind', 'key', 'action', 'estimate', 'reason'];
-  const columns = (several ? [...titles, 'arms'] : titles).map((title) => ({ title }));
-  const table = [...rows.values()].map(({ cells, arms: users }) =>
-    several ? [...cells, armsText(users, arms.length)] : cells,
-  );
-  for (const line of renderTable(detectTerminal(io), columns, table)) io.out(line);
-}
-
-const SHOWN_ARMS = 3;
-
-function armsText(users: readonly string[], total: number): string {
-  if (users.length === total) return 'all';
-  return users.length > SHOWN_ARMS ? `${users.length} arms` : users.join(' ');
-}
-
-function keyText({ key, unkeyed }: PlanNode): string {
-  return (unkeyed as Unkeyed).unknown ? 'unknown' : key.slice(0, SHOWN_KEY);
-}
-
-function estimateText(node: PlanNode, nodes: readonly PlanNode[]): string {
-  const estimate = estimateNode(node, nodes);
-  if (estimate === null) return 'unknown';
-  const { rollouts, tokens_at_most, tool_calls_at_most } = estimate;
-  const parts = [
-    rollouts > 0 && `${count(rollouts)} rollouts`,
-    tokens_at_most > 0 && `≤ ${count(tokens_at_most)} tokens`,
-    tool_calls_at_most > 0 && `≤ ${count(tool_calls_at_most)} calls`,
-  ];
-  return parts.filter((part) => part !== false).join(', ');
 }
 
 /** Every leaf of the resolved spec; with `origin`, where it was written. */
