@@ -27,7 +27,7 @@ export function armsOf(root: Located): { arms: ArmDraft[]; problems: Problem[] }
     return { arms: [], problems: [problem('SWEEP_SIZE', at, `${size} arms; a spec has at most ${MAX_ARMS}`)] };
   }
   const points = sweep === undefined ? [] : pointsOf(sweep, problems);
-  if (sweep !== undefined && points.length === 0 && axesOf(sweep).length > 0)
+  if (sweep !== undefined && points.length === 0 && listed(sweep, 'exclude').length > 0)
     problems.push(problem('EMPTY', sweep.at, '`exclude` leaves no combination of `matrix`'));
   const paths = new Set(points.flat().map(({ path }) => path.join('.')));
   const shared = repeated([...paths].map(lastStep));
@@ -87,7 +87,25 @@ function assignmentsOf(changes: LocatedMap, problems: Problem[]): Assignment[] {
   });
 }
 
+/** Sections that say something of the run as a whole. */
+const OF_THE_RUN = new Set([
+  'api_version',
+  'extends',
+  'name',
+  'tracking',
+  'budget',
+  'references',
+  'compare',
+  'ablations',
+  'sweep',
+]);
+
 function isPath(path: string, at: Place, problems: Problem[]): boolean {
+  const section = path.split('.')[0] as string;
+  if (OF_THE_RUN.has(section)) {
+    problems.push(problem('VALUE', at, `\`${section}\` is of the whole run; no arm has its own`));
+    return false;
+  }
   if (PATH.test(path)) return true;
   problems.push(problem('NAME', at, `${quoted(path)} is no dotted path`, 'write section.field'));
   return false;

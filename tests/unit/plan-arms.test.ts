@@ -44,6 +44,11 @@ describe('ablations', () => {
     expect(keys(arms['control'])).toEqual(keys(plan?.arms[0]));
   });
 
+  test('cannot change what is of the whole run', async () => {
+    expect(found(await planned('ablations: { poor: { budget.tokens: 5 } }\n'))).toEqual(['VALUE 2:22']);
+    expect(found(await planned('sweep: { matrix: { tracking.mlflow_experiment: [a, b] } }\n'))).toEqual(['VALUE 2:20']);
+  });
+
   test('!unset takes a section away, and with it the node it made', async () => {
     const arms = await armsOf('ablations: { control: {}, no_filter: { curriculum.stage1.difficulty: !unset } }\n');
     expect(keys(arms['control'])).toHaveProperty(['stage1.profile']);
