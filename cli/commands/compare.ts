@@ -3,8 +3,9 @@ import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { Plan } from '../../schemas/plan.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { type ComparedRow, type Comparison, compareRuns } from '../comparison.ts';
-import { withStack } from '../open-stack.ts';
-import { findRun } from '../run-state.ts';
+import { type Stack, withStack } from '../open-stack.ts';
+import { findRun, type RunRow } from '../run-state.ts';
+import { sendToMlflow } from '../send-to-mlflow.ts';
 import { type Column, detectTerminal, renderTable } from '../terminal.ts';
 
 export const command: Command = {
@@ -20,7 +21,8 @@ export const command: Command = {
   Arms that differ only in their seed are one row: each question counts with its mean over seeds; the rows below it
   are the seeds alone.
   Differences are paired by question: 95 % intervals by bootstrap, p by a two-sided sign-flip permutation test.
-  Arms measured by another protocol are not put beside the others; what differs is said.`,
+  Arms measured by another protocol are not put beside the others; what differs is said.
+  The comparison of one run is also logged to MLflow, as comparison.md and comparison.json of the run.`,
 
   async run(argv, io) {
     const { values, positionals } = parseArgs({
@@ -39,7 +41,8 @@ export const command: Command = {
     });
     const wanted = [...(values.ablations === undefined ? [] : [values.ablations]), ...positionals];
     if (wanted.length === 0) throw new ExpError('USAGE', 'exp compare', 'wants a RUN, or several');
-    return withStack(values.profile, async ({ pool, store }) => {
+    return withStack(values.profile, async (stack) => {
+      const { pool, store } = stack;
       const rows = await Promise.all(wanted.map((name) => findRun(pool, name)));
       const runs = await Promise.all(
         rows.map(async ({ id, plan_blob }) => ({ id, plan: await store.readJson<Plan>(plan_blob) })),
@@ -47,34 +50,61 @@ export const command: Command = {
       const { metric, at, control } = values;
       const comparisons = await compareRuns(store, runs, { metric, at, control });
       if (values.json) io.out(JSON.stringify({ comparisons }));
-      else for (const comparison of comparisons) show(comparison, values, io);
+      else for (const comparison of comparisons) for (const line of linesOf(comparison, values, io)) io.out(line);
+      const [only, ...others] = rows;
+      if (only !== undefined && others.length === 0) io.err(await keepInMlflow(stack, only, comparisons));
       return ExitCode.done;
     });
   },
 };
 
-function show(comparison: Comparison, { csv, markdown }: { csv: boolean; markdown: boolean }, io: CommandIo): void {
+/** The table and the intervals stand beside the run's other files; what came of it, in words. */
+async function keepInMlflow(stack: Stack, row: RunRow, comparisons: readonly Comparison[]): Promise<string> {
+  const lines = comparisons.flatMap((comparison) => [...markdownOf(comparison), ...notesOf(comparison), '']);
+  const table = { name: 'comparison.md', content: Buffer.from(lines.join('\n')) };
+  const data = { name: 'comparison.json', content: Buffer.from(`${JSON.stringify({ comparisons }, null, 2)}\n`) };
+  await sendToMlflow(stack, row, data);
+  return sendToMlflow(stack, row, table);
+}
+
+function* linesOf(
+  comparison: Comparison,
+  { csv, markdown }: { csv: boolean; markdown: boolean },
+  io: CommandIo,
+): Generator<string> {
   const { titles, rows } = tableOf(comparison);
   if (csv) {
-    for (const cells of [titles, ...rows]) io.out(cells.map(csvCell).join(','));
+    for (const cells of [titles, ...rows]) yield cells.map(csvCell).join(',');
     return;
   }
-  const { benchmark, metric, control, refused, missing } = comparison;
-  const questions = comparison.rows.find(({ paired }) => paired !== null)?.paired?.questions;
-  const heading = `${benchmark}, ${metric.replace('_at_', '@')} in per cent, against ${control}${questions === undefined ? '' : ` on ${questions} questions`}`;
-  io.out(heading);
-  if (markdown) {
-    io.out('');
-    for (const cells of [titles, titles.map(() => '---'), ...rows]) io.out(`| ${cells.join(' | ')} |`);
-  } else {
+  if (markdown) yield* markdownOf(comparison);
+  else {
+    yield headingOf(comparison);
     const columns = titles.map((title): Column => ({ title, align: NUMBERS.has(title) ? 'right' : 'left' }));
-    for (const line of renderTable(detectTerminal(io), columns, rows)) io.out(line);
+    yield* renderTable(detectTerminal(io), columns, rows);
   }
-  for (const { name, protocol } of comparison.references)
-    io.out(`${name} is a published number, not measured here and not compared: ${protocol}`);
+  yield* notesOf(comparison);
+}
+
+function headingOf({ benchmark, metric, control, rows }: Comparison): string {
+  const questions = rows.find(({ paired }) => paired !== null)?.paired?.questions;
+  return `${benchmark}, ${metric.replace('_at_', '@')} in per cent, against ${control}${questions === undefined ? '' : ` on ${questions} questions`}`;
+}
+
+function* markdownOf(comparison: Comparison): Generator<string> {
+  const { titles, rows } = tableOf(comparison);
+  yield headingOf(comparison);
+  yield '';
+  for (const cells of [titles, titles.map(() => '---'), ...rows]) yield `| ${cells.join(' | ')} |`;
+}
+
+/** What stands beside the table, and what could not. */
+function* notesOf({ references, refused, missing }: Comparison): Generator<string> {
+  for (const { name, protocol } of references)
+    yield `${name} is a published number, not measured here and not compared: ${protocol}`;
   for (const { name, reason } of refused)
-    io.out(`${name} was measured by another protocol and is not compared: ${reason}`);
-  if (missing.length > 0) io.out(`without a result: ${missing.join(', ')}`);
+    yield `${name} was measured by another protocol and is not compared: ${reason}`;
+  if (missing.length > 0) yield `without a result: ${missing.join(', ')}`;
 }
 
 const NUMBERS = new Set(['seeds', 'value', 'difference', 'p', 'won–lost']);

@@ -5,9 +5,9 @@ import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { Command } from '../command.ts';
 import { withStack } from '../open-stack.ts';
 import { collectReport } from '../report/collect.ts';
-import { sendToMlflow } from '../report/send-to-mlflow.ts';
 import { refuseForeignFile, writePage } from '../report/write-page.ts';
 import { findRun, runArgument } from '../run-state.ts';
+import { sendToMlflow } from '../send-to-mlflow.ts';
 
 export const command: Command = {
   name: 'report',
@@ -56,7 +56,7 @@ export const command: Command = {
       const megabytes = ((await stat(out)).size / 1e6).toFixed(1);
       io.out(`${out}: ${megabytes} MB, ${embedded} of ${total} trajectories`);
       for (const note of report.notes) io.out(`note: ${note}`);
-      io.out(await sendToMlflow(stack, row, out));
+      io.out(await sendToMlflow(stack, row, { name: 'report.html', content: out }));
       return ExitCode.done;
     });
   },

@@ -8,9 +8,9 @@ import { batchColumns, trajectoryColumns, writeParquet } from '../../activities/
 import { connectStack, openProfile, type Stack } from '../../cli/open-stack.ts';
 import { collectReport } from '../../cli/report/collect.ts';
 import type { ShownTrajectory } from '../../cli/report/document.ts';
-import { sendToMlflow } from '../../cli/report/send-to-mlflow.ts';
 import { writePage } from '../../cli/report/write-page.ts';
 import { findRun } from '../../cli/run-state.ts';
+import { sendToMlflow } from '../../cli/send-to-mlflow.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
@@ -280,7 +280,7 @@ test('the page goes to MLflow through the outbox, under the run it tells of', as
   const path = join(folder, 'page.html');
   await writePage(path, report, shown());
   const row = await findRun(stack.pool, RUN);
-  expect(await sendToMlflow(stack, row, path)).toMatch(/never logged there/);
+  expect(await sendToMlflow(stack, row, { name: 'report.html', content: path })).toMatch(/never logged there/);
 
   const delivered: unknown[] = [];
   const outbox = new Outbox<object>({
@@ -292,7 +292,7 @@ test('the page goes to MLflow through the outbox, under the run it tells of', as
   await outbox.enqueue(openDedup(RUN), RUN, { op: 'open' });
   const ending = new AbortController();
   const draining = outbox.drain({ signal: ending.signal });
-  expect(await sendToMlflow(stack, row, path)).toBe(`MLflow: report.html of ${RUN}`);
+  expect(await sendToMlflow(stack, row, { name: 'report.html', content: path })).toBe(`MLflow: report.html of ${RUN}`);
   ending.abort();
   await draining;
   expect(delivered).toEqual([{ op: 'open' }, { op: 'file', path: RUN, name: 'report.html', blob: expect.any(String) }]);
