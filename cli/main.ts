@@ -125,6 +125,10 @@ function processIo(): CommandIo {
 const isUsageError = (error: unknown): error is Error =>
   error instanceof TypeError && String((error as NodeJS.ErrnoException).code).startsWith('ERR_PARSE_ARGS');
 
+/** PostgreSQL lacks a table or column: `exp up`, and every worker at its start, adds what is new. */
+const isOlderSchema = (error: unknown): boolean =>
+  error instanceof Error && ['42P01', '42703'].includes(String((error as NodeJS.ErrnoException).code));
+
 const UNAVAILABLE = new Set(['SERVICES_DOWN', 'SERVICE_UNREACHABLE', 'SERVICE_NOT_READY', 'WORLD_UNAVAILABLE']);
 const FAILED = new Set(['SETUP_FAILED', 'STORAGE_FULL', 'RUN_FAILED', 'NODE_FAILED', 'ENGINE_BUSY']);
 
@@ -154,6 +158,10 @@ async function runVerb(verb: Verb, argv: readonly string[], io: CommandIo): Prom
     if (isUsageError(error)) {
       io.err(`exp ${verb.name}: USAGE: ${error.message.split('. ')[0]}; see \`exp ${verb.name} --help\``);
       return ExitCode.invalidInput;
+    }
+    if (isOlderSchema(error)) {
+      io.err(`exp ${verb.name}: SERVICES_OLD: the services were started by an older version; run: exp up`);
+      return ExitCode.unavailable;
     }
     io.err(`exp ${verb.name}: INTERNAL: ${error instanceof Error ? error.message : String(error)}`);
     if (process.env.EXP_DEBUG) io.err(String((error as Error).stack));
