@@ -112,7 +112,7 @@ export async function compareRuns(
 }
 
 /** What a spec says others have measured on a benchmark. */
-function publishedFor(benchmark: string, references: Experiment['references'] = {}): PublishedResult[] {
+export function publishedFor(benchmark: string, references: Experiment['references'] = {}): PublishedResult[] {
   return Object.entries(references).flatMap(([name, { world, protocol, [benchmark]: result }]) => {
     if (result === undefined || typeof result === 'string') return [];
     const { value, protocol: own } = typeof result === 'number' ? { value: result, protocol: undefined } : result;

@@ -1,5 +1,7 @@
 import type { BenchmarkBody } from '../../schemas/artifact.ts';
 import { canonicalJson } from '../../schemas/canonical.ts';
+import type { Experiment } from '../../schemas/experiment.ts';
+import { publishedFor } from '../comparison.ts';
 import type { ReportedBenchmark } from './document.ts';
 import type { NodeFacts } from './read-nodes.ts';
 
@@ -7,7 +9,7 @@ import type { NodeFacts } from './read-nodes.ts';
 export function groupBenchmarks(
   bodies: readonly { node: string; body: BenchmarkBody }[],
   nodes: readonly NodeFacts[],
-  spec: Record<string, unknown>,
+  spec: Pick<Partial<Experiment>, 'references'>,
 ): ReportedBenchmark[] {
   const arms = new Map(nodes.map(({ reported }) => [reported.name, reported.arms]));
   const tables = new Map<string, ReportedBenchmark>();
@@ -22,20 +24,11 @@ export function groupBenchmarks(
       samples: body.samples,
       rows: [],
       protocol,
-      references: referencesOf(body.benchmark, spec),
+      references: publishedFor(body.benchmark, spec.references),
     };
     tables.set(id, table);
     table.rows.push({ node, arms: arms.get(node) ?? [], body });
     table.metrics = [...new Set([...table.metrics, ...Object.keys(body.results)])];
   }
   return [...tables.values()];
-}
-
-/** `references: { name: { world, benchmark: per cent } }`: published numbers, of their own protocol. */
-function referencesOf(benchmark: string, { references }: Record<string, unknown>): ReportedBenchmark['references'] {
-  const named = (references ?? {}) as Record<string, Record<string, unknown>>;
-  return Object.entries(named).flatMap(([name, numbers]) => {
-    const value = numbers[benchmark];
-    return typeof value === 'number' ? [{ name, world: String(numbers['world'] ?? ''), value: value / 100 }] : [];
-  });
 }

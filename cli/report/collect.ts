@@ -168,7 +168,7 @@ async function compareArms(
 ): Promise<{ comparisons: ArmComparison[]; problem: string[] }> {
   if (plan.arms.length < 2) return { comparisons: [], problem: [] };
   try {
-    const comparisons = await compareRuns(store, [{ id: row.id, plan }], { at: 'last', control });
+    const comparisons = await compareRuns(store, [{ id: row.id, plan }], { control });
     return {
       comparisons: comparisons.map((one) => ({
         ...one,

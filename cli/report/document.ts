@@ -144,7 +144,7 @@ export interface ReportedBenchmark {
   /** Of the first row; rows of other protocols are told in `notes`. */
   protocol: Record<string, unknown>;
   /** Published numbers, as shares, with the world they were measured in. */
-  references: { name: string; world: string; value: number }[];
+  references: { name: string; protocol: string; value: number }[];
 }
 
 export interface ArmComparison {

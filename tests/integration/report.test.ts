@@ -242,7 +242,7 @@ test('nodes that arms share stand once, and everything is told from tables and a
   expect(report.cost).toEqual([
     expect.objectContaining({ node: 'control/stage1', trajectories: 1, tokens: 4, action_tokens: 2, seconds: 1200 }),
   ]);
-  expect(report.benchmarks[0]?.references).toEqual([{ name: 'paper', world: 'web', value: 0.5 }]);
+  expect(report.benchmarks[0]?.references).toEqual([{ name: 'paper', protocol: 'world web', value: 0.5 }]);
   const [comparison] = report.comparisons;
   expect(comparison?.control).toBe('control');
   expect(comparison?.rows[1]?.paired).toMatchObject({ difference: { value: 0.5, low: 0.5, high: 0.5 }, wins: 8 });

@@ -375,7 +375,7 @@ function madeRun(): Omit<RunReport, 'trajectories'> {
         samples: 3,
         rows: ARMS.map((arm, at) => rowOf(0.45 + 0.04 * at, arm)),
         protocol: { samples: 3, world: 'w'.repeat(64) },
-        references: [{ name: 'literesearcher_4b', world: 'web', value: 0.713 }],
+        references: [{ name: 'literesearcher_4b', protocol: 'world web', value: 0.713 }],
       },
     ],
     comparisons: [

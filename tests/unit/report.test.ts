@@ -184,7 +184,7 @@ test('benchmarks of unequal protocols never share a table; published numbers sta
     ['gaia', ['a', 'c']],
     ['gaia, protocol 2', ['b']],
   ]);
-  expect(tables[0]?.references).toEqual([{ name: 'paper', world: 'web', value: 0.713 }]);
+  expect(tables[0]?.references).toEqual([{ name: 'paper', protocol: 'world web', value: 0.713 }]);
 });
 
 describe('reading a turn', () => {

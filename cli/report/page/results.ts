@@ -60,8 +60,8 @@ function benchmarkTable(benchmark: ReportedBenchmark, severalArms: boolean): HTM
           interval(value),
           ...blank(1),
         ]),
-        ...references.map(({ name, world, value }) => [
-          `published: ${words(name)}${world === '' ? '' : `, measured in the world “${world}”: another protocol`}`,
+        ...references.map(({ name, protocol, value }) => [
+          `published: ${words(name)}, by another protocol: ${protocol}`,
           percent(value),
           ...blank(1),
         ]),
