@@ -1,8 +1,7 @@
 /** Parquet files through DuckDB: rows stream through an NDJSON file beside the target, so memory holds one row. */
 import { randomUUID } from 'node:crypto';
-import { once } from 'node:events';
-import { createWriteStream } from 'node:fs';
-import { rename, rm } from 'node:fs/promises';
+import { open, rename, rm } from 'node:fs/promises';
+import { pipeline } from 'node:stream/promises';
 import {
   type DuckDBConnection,
   DuckDBInstance,
@@ -108,24 +107,20 @@ async function writeLines(
   path: string,
   rows: AsyncIterable<object> | Iterable<object>,
 ): Promise<{ count: number; longest: number }> {
-  const stream = createWriteStream(path);
   let count = 0;
   let longest = 0;
-  const failed = once(stream, 'error').then(([error]) => Promise.reject(error as Error));
-  failed.catch(() => {}); // awaited below, once somebody waits
-  try {
+  async function* lines(): AsyncGenerator<string> {
     for await (const row of rows) {
       const line = `${JSON.stringify(row)}\n`;
       count += 1;
       longest = Math.max(longest, Buffer.byteLength(line));
-      if (!stream.write(line)) await Promise.race([once(stream, 'drain'), failed]);
+      yield line;
     }
-    stream.end();
-    await Promise.race([once(stream, 'close'), failed]);
-    return { count, longest };
-  } finally {
-    stream.destroy();
   }
+  // Opened first: a stream that is destroyed while it still opens its file would make the file after it was removed.
+  const file = await open(path, 'w');
+  await pipeline(lines, file.createWriteStream());
+  return { count, longest };
 }
 
 /** DuckDB's values as plain JavaScript: integers of any width are numbers. */
