@@ -23,8 +23,12 @@ export function results({ benchmarks, comparisons, arms }: RunReport): HTMLEleme
 
 type Row = ReportedBenchmark['rows'][number];
 
+/** What more arms share is counted, not listed. */
+const NAMED_ARMS = 3;
+
 function rowName({ arms, body }: Row, severalArms: boolean): string {
-  return severalArms ? `${body.after} (${arms.join(', ')})` : body.after;
+  const users = arms.length > NAMED_ARMS ? `${arms.length} arms` : arms.join(', ');
+  return severalArms ? `${body.after} (${users})` : body.after;
 }
 
 /** A baseline that came out the same everywhere is one row. */
