@@ -3,7 +3,7 @@ import type { Benchmark, Experiment } from '../schemas/experiment.ts';
 import type { Check } from './check.ts';
 import type { Path } from './located.ts';
 import { didYouMean, quoted } from './problem.ts';
-import { datasetOf, measuredAfter, protocolsOf, trains } from './stages.ts';
+import { allProtocols, datasetOf, measuredAfter, resultNames, trains } from './stages.ts';
 
 const benchmarksOf = ({ benchmarks }: Experiment): [string, Benchmark][] => Object.entries(benchmarks);
 
@@ -54,11 +54,9 @@ export function checkDatasets({ experiment, report }: Check): void {
 }
 
 /** `eval/<benchmark>/avg_at_3` and the like: what a benchmark will measure. */
-export function metricsOf(experiment: Experiment): string[] {
-  return benchmarksOf(experiment).flatMap(([name, benchmark]) =>
-    protocolsOf(name, benchmark).flatMap(([protocol, { metrics, samples }]) =>
-      metrics.map((metric) => `eval/${protocol}/${metric.replace('@k', `_at_${samples}`)}`),
-    ),
+function metricsOf(experiment: Experiment): string[] {
+  return allProtocols(experiment).flatMap(([name, protocol]) =>
+    resultNames(protocol).map((result) => `eval/${name}/${result}`),
   );
 }
 
@@ -106,9 +104,7 @@ const PROTOCOL_FIELDS = ['world', 'protocol', 'source'];
 
 /** Published numbers stand beside a benchmark of the spec. */
 export function checkReferences({ experiment, reportKey }: Check): void {
-  const benchmarks = benchmarksOf(experiment).flatMap(([name, benchmark]) =>
-    protocolsOf(name, benchmark).map(([protocol]) => protocol),
-  );
+  const benchmarks = allProtocols(experiment).map(([name]) => name);
   for (const [system, results] of Object.entries(experiment.references ?? {})) {
     for (const name of Object.keys(results)) {
       if (PROTOCOL_FIELDS.includes(name) || benchmarks.includes(name)) continue;

@@ -1,25 +1,22 @@
 /** Gates between stages: whether what they ask about will be measured. */
-import type { Experiment, Stage } from '../schemas/experiment.ts';
+import type { Stage } from '../schemas/experiment.ts';
+import type { Check } from './check.ts';
 import { metricNames, metricOf } from './gates.ts';
 import type { Path } from './located.ts';
 import { didYouMean, quoted } from './problem.ts';
 import { allProtocols, measuredAfter, trains } from './stages.ts';
 
-interface Check {
-  experiment: Experiment;
-  report(code: string, path: Path, message: string, hint?: string): void;
-}
-
 type Gate = NonNullable<Stage['gate']>;
 
-export function checkGates({ experiment, report }: Check): void {
+export function checkGates(check: Check): void {
+  const { experiment, report } = check;
   for (const [name, stage] of Object.entries(experiment.curriculum)) {
     if (stage.gate === undefined) continue;
     const path = ['curriculum', name, 'gate'];
     if (!trains(stage)) report('REF', path, `the stage ${quoted(name)} makes no weights, so no stage starts from it`);
     checkBounds(stage.gate, path, report);
     if (stage.gate.metric !== undefined && trains(stage))
-      checkMetric({ experiment, report }, name, stage.gate.metric, [...path, 'metric']);
+      checkMetric(check, name, stage.gate.metric, [...path, 'metric']);
   }
 }
 

@@ -1,6 +1,7 @@
 /** From the gates of a curriculum to those of a plan: which node measures what, and which nodes wait. */
-import type { Benchmark, Experiment } from '../schemas/experiment.ts';
+import type { Experiment } from '../schemas/experiment.ts';
 import type { PlanGate, PlanNode } from '../schemas/plan.ts';
+import { type Protocol, resultNames } from './stages.ts';
 
 const METRIC = /^eval\/([a-z][a-z0-9_]*)\/(.+)$/;
 
@@ -11,9 +12,8 @@ export function metricOf(metric: string): { benchmark: string } | null {
 }
 
 /** What a benchmark publishes that a gate may ask about, as `publish-benchmark` names it. */
-export function metricNames(name: string, { metrics, samples }: Pick<Benchmark, 'metrics' | 'samples'>): string[] {
-  const results = metrics.map((metric) => metric.replace('@k', `@${samples}`).replace('@', '_at_'));
-  const bounded = results.flatMap((result) => [result, `${result}_low`, `${result}_high`]);
+export function metricNames(name: string, protocol: Pick<Protocol, 'metrics' | 'samples'>): string[] {
+  const bounded = resultNames(protocol).flatMap((result) => [result, `${result}_low`, `${result}_high`]);
   return [...bounded, 'f1', 'answer_in_observation', 'unfinished', 'masked'].map((last) => `eval/${name}/${last}`);
 }
 

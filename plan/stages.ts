@@ -49,6 +49,10 @@ export function protocolsOf(name: string, benchmark: Benchmark): [name: string, 
 export const allProtocols = ({ benchmarks }: Experiment): [name: string, protocol: Protocol][] =>
   Object.entries(benchmarks).flatMap(([name, benchmark]) => protocolsOf(name, benchmark));
 
+/** Its results, as `publish-benchmark` names them: `avg_at_2`, `pass_at_2`. */
+export const resultNames = ({ metrics, samples }: Pick<Benchmark, 'metrics' | 'samples'>): string[] =>
+  metrics.map((metric) => metric.replace('@k', `_at_${samples}`));
+
 /** What a benchmark asks, in one form; `name` is a dataset of the profile, `split` a part of the tasks. */
 export function datasetOf({ dataset }: Pick<Benchmark, 'dataset'>): Exclude<Benchmark['dataset'], string> {
   return typeof dataset === 'string' ? { name: dataset } : dataset;

@@ -63,8 +63,8 @@ async function keepInMlflow(stack: Stack, row: RunRow, comparisons: readonly Com
   const lines = comparisons.flatMap((comparison) => [...markdownOf(comparison), ...notesOf(comparison), '']);
   const table = { name: 'comparison.md', content: Buffer.from(lines.join('\n')) };
   const data = { name: 'comparison.json', content: Buffer.from(`${JSON.stringify({ comparisons }, null, 2)}\n`) };
-  await sendToMlflow(stack, row, data);
-  return sendToMlflow(stack, row, table);
+  const [said] = await Promise.all([table, data].map((file) => sendToMlflow(stack, row, file)));
+  return said as string;
 }
 
 function* linesOf(

@@ -3,9 +3,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { compareRuns } from '../../cli/comparison.ts';
-import { connectStack, type Stack } from '../../cli/open-stack.ts';
+import type { Stack } from '../../cli/open-stack.ts';
 import type { Plan } from '../../schemas/plan.ts';
-import { startPostgres, type TestService } from './toy-services.ts';
+import { connectStore, startPostgres, type TestService } from './toy-services.ts';
 
 /** A real store; its benchmark artifacts are written by hand. */
 let postgres: TestService;
@@ -15,14 +15,7 @@ let folder: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'exp-compare-'));
   postgres = await startPostgres();
-  stack = (await connectStack({
-    temporal: { address: '127.0.0.1:1', namespace: 'default', queuePrefix: 'exp' },
-    postgres: { url: postgres.address },
-    milvus: { address: '127.0.0.1:1' },
-    mlflow: { url: 'http://127.0.0.1:1' },
-    engines: [],
-    artifacts: { kind: 'dir', path: join(folder, 'artifacts') },
-  })) as Stack;
+  stack = await connectStore(postgres.address, folder);
 });
 
 afterAll(async () => {

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { openDedup } from '../../activities/adapters/mlflow-delivery.ts';
 import { Outbox } from '../../activities/adapters/outbox.ts';
 import { batchColumns, trajectoryColumns, writeParquet } from '../../activities/adapters/parquet.ts';
-import { connectStack, openProfile, type Stack } from '../../cli/open-stack.ts';
+import { openProfile, type Stack } from '../../cli/open-stack.ts';
 import { collectReport } from '../../cli/report/collect.ts';
 import type { ShownTrajectory } from '../../cli/report/document.ts';
 import { writePage } from '../../cli/report/write-page.ts';
@@ -14,7 +14,7 @@ import { sendToMlflow } from '../../cli/send-to-mlflow.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
-import { startPostgres, type TestService } from './toy-services.ts';
+import { connectStore, startPostgres, type TestService } from './toy-services.ts';
 
 /** A real store and real tables, filled by hand with a run of two arms that share all but their last stage. */
 let postgres: TestService;
@@ -100,14 +100,7 @@ async function shard(request: string, rows: Trajectory[], node_key: string | nul
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'exp-report-'));
   postgres = await startPostgres();
-  stack = (await connectStack({
-    temporal: { address: '127.0.0.1:1', namespace: 'default', queuePrefix: 'exp' },
-    postgres: { url: postgres.address },
-    milvus: { address: '127.0.0.1:1' },
-    mlflow: { url: 'http://127.0.0.1:1' },
-    engines: [],
-    artifacts: { kind: 'dir', path: join(folder, 'artifacts') },
-  })) as Stack;
+  stack = await connectStore(postgres.address, folder);
   const publish = ({ key: of, kind }: PlanNode, body: object, files = {}, metrics: object[] = []): Promise<unknown> =>
     stack.store.publish({ key: of, kind, inputs: [], files, body, metrics: metrics as never });
 

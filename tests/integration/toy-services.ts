@@ -7,6 +7,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { connectStack, type Stack } from '../../cli/open-stack.ts';
 import { venvBin } from '../../services/home.ts';
 import { prepareDatabase, preparePostgres } from '../../services/postgres.ts';
 import { postgresBin, postgresDir } from '../../services/programs.ts';
@@ -41,6 +42,20 @@ export async function startPostgres(): Promise<TestService> {
   ];
   const address = `postgresql://exp:test@127.0.0.1:${port}/exp`;
   return service({ folder, address, command, argv, stopSignal: 'SIGINT', ready: () => prepareDatabase(address) });
+}
+
+/** What the CLI opens, of PostgreSQL and a folder of artifacts alone: nobody answers at the other addresses. */
+export async function connectStore(postgres: string, folder: string): Promise<Stack> {
+  const stack = await connectStack({
+    temporal: { address: '127.0.0.1:1', namespace: 'default', queuePrefix: 'exp' },
+    postgres: { url: postgres },
+    milvus: { address: '127.0.0.1:1' },
+    mlflow: { url: 'http://127.0.0.1:1' },
+    engines: [],
+    artifacts: { kind: 'dir', path: join(folder, 'artifacts') },
+  });
+  if (stack === null) throw new Error(`no PostgreSQL answers at ${postgres}`);
+  return stack;
 }
 
 export async function startTemporal(): Promise<TestService> {

@@ -1,8 +1,8 @@
 import { describe, expect, test } from 'vitest';
-import { estimateNode } from '../../plan/estimate.ts';
+import { estimateNode, priceOf } from '../../plan/estimate.ts';
 import { decideActions, type FoundArtifact } from '../../plan/reuse.ts';
 import type { PlanNode } from '../../schemas/plan.ts';
-import { multihop, nodesOf, recipe } from './plan-fixture.ts';
+import { multihop, nodesOf, planOptions, recipe } from './plan-fixture.ts';
 
 /** A store in which the named nodes have artifacts, made from each other. */
 function storeOf(nodes: readonly PlanNode[], present: readonly string[]): Map<string, FoundArtifact> {
@@ -108,6 +108,28 @@ describe('estimates', () => {
       trained_tokens_at_most: 60_000,
       tool_calls_at_most: 240,
     });
+  });
+
+  test('cost GPU-hours by the stated throughput, and money by the prices; without throughput neither is known', () => {
+    const estimate = {
+      rollouts: 1,
+      tokens_at_most: 7_200_000,
+      trained_tokens_at_most: 3_600_000,
+      tool_calls_at_most: 5000,
+    };
+    const { profile } = planOptions();
+    const priced = {
+      ...profile,
+      capabilities: { ...profile.capabilities, gpus: 8 },
+      prices: { currency: 'USD', gpu_hour: 2, cpu_hour: 9, million_tokens: 0.5, thousand_tool_calls: 3 },
+    };
+    // 7.2 M tokens at 1,000 a second are two hours, 3.6 M at 500 two more; 4 × 2 + 7.2 × 0.5 + 5 × 3.
+    const throughput = { sampled_tokens_per_gpu_second: 1000, trained_tokens_per_gpu_second: 500 };
+    const { gpu_hours_at_most, cost_at_most } = priceOf(estimate, { ...priced, throughput });
+    expect(gpu_hours_at_most).toBeCloseTo(4);
+    expect(cost_at_most).toBeCloseTo(26.6);
+    expect(priceOf(estimate, priced)).toEqual({ gpu_hours_at_most: null, cost_at_most: null });
+    expect(priceOf(estimate, profile)).toEqual({ gpu_hours_at_most: 0, cost_at_most: 0 });
   });
 
   test('are unknown where the spec does not say how many tasks there are', async () => {
