@@ -19,6 +19,8 @@ export interface SpecRequest {
   env: NodeJS.ProcessEnv;
   /** Ask the services for what `reuse` names; without it, that is unknown. */
   lookUp?: boolean;
+  /** Only look for problems. */
+  checkOnly?: boolean;
   /** Knows already what `reuse` names. */
   findStage?: StageLookup;
 }

@@ -1,22 +1,30 @@
 /** Makes every default of the schema explicit, so that nothing further down has defaults of its own. */
-import { fromPlain, type Located } from './located.ts';
-import { chooseShape, type SchemaView } from './schema-walk.ts';
+import { fromPlain, type Located, type LocatedList, type LocatedMap, mapValues, remembered } from './located.ts';
+import { chooseShape, partOf, type SchemaView } from './schema-walk.ts';
 
 export function fillDefaults(schema: SchemaView | undefined, node: Located): Located {
-  if (schema === undefined) return node;
-  if (node.kind === 'map') {
-    const shape = chooseShape(schema, node);
-    const entries = new Map(node.entries);
-    for (const [name, { key, value }] of entries) {
-      const part = shape?.properties?.[name] ?? (shape?.additionalProperties || undefined);
-      entries.set(name, { key, value: fillDefaults(part, value) });
-    }
-    for (const [name, part] of Object.entries(shape?.properties ?? {})) {
-      if (entries.has(name) || part.default === undefined) continue;
-      entries.set(name, { key: node.at, value: fillDefaults(part, fromPlain(part.default, node.at)) });
-    }
-    return { ...node, entries };
+  if (schema === undefined || (node.kind !== 'map' && node.kind !== 'list')) return node;
+  let filled = bySchema.get(schema);
+  if (filled === undefined) {
+    filled = remembered((part) => filledPart(schema, part));
+    bySchema.set(schema, filled);
   }
-  if (node.kind === 'list') return { ...node, items: node.items.map((item) => fillDefaults(schema.items, item)) };
-  return node;
+  return filled(node);
+}
+
+const bySchema = new WeakMap<SchemaView, ReturnType<typeof remembered<Located>>>();
+
+function filledPart(schema: SchemaView, node: LocatedMap | LocatedList): Located {
+  const shape = node.kind === 'map' ? chooseShape(schema, node) : schema;
+  const part = mapValues(node, (value, step) => fillDefaults(partOf(shape, step), value));
+  if (part.kind === 'list') return part;
+  const absent = Object.entries(shape?.properties ?? {}).filter(
+    ([name, { default: value }]) => value !== undefined && !part.entries.has(name),
+  );
+  if (absent.length === 0) return part;
+  const entries = new Map(part.entries);
+  for (const [name, missing] of absent) {
+    entries.set(name, { key: node.at, value: fillDefaults(missing, fromPlain(missing.default, node.at)) });
+  }
+  return { ...part, entries };
 }

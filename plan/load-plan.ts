@@ -37,13 +37,15 @@ export interface LoadPlanOptions {
   pythonLock: string;
   /** Finds what `reuse` names; absent where no service is asked. */
   findStage?: StageLookup | undefined;
+  /** Only look for problems: no node is compiled. */
+  checkOnly?: boolean;
 }
 
 /** A stage of a run: `run` is an id, or `latest` among runs of specs with one of these names. Null when there is none. */
 export type StageLookup = (stage: string, run: string, names: readonly string[]) => Promise<ReusedStage | null>;
 
 export interface LoadedPlan {
-  /** Null when there are problems. */
+  /** Null when there are problems, or only these were asked for. */
   plan: Plan | null;
   problems: Problem[];
   warnings: Problem[];
@@ -76,6 +78,7 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   unarmed.push(...strangeControl(composed.root, drafts));
   const shared: Shared = {
     digests: new FileDigests(options.cacheDir),
+    modelDigests: new Map(),
     known: new Map(),
     overlaps: new Map(),
     findStage: rememberedLookup(namesOf(layers), options.findStage),
@@ -98,7 +101,7 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
     at === 0 ? warnings : warnings.filter(({ code }) => code !== 'NO_EFFECT'),
   );
   return {
-    plan: planOf(base.resolved.experiment, all, specPath, options),
+    plan: options.checkOnly ? null : planOf(base.resolved.experiment, all, specPath, options),
     problems: [],
     warnings: sortProblems(warned.reduce(withoutEchoes)),
     unknown: [...new Set(all.flatMap(({ arm }) => arm.unknown))],
@@ -132,6 +135,7 @@ interface NamedArm {
 /** What arms share, so that a thousand of them do not read a thousand times. */
 interface Shared {
   digests: FileDigests;
+  modelDigests: Map<string, string>;
   known: NonNullable<CompileInput['known']>;
   overlaps: ContaminationCheck['overlaps'];
   findStage: Lookup;
@@ -149,12 +153,12 @@ interface Compiled {
 async function compileSpec(
   composed: Located,
   specPath: string,
-  { digests, known, overlaps, findStage }: Shared,
+  { digests, modelDigests, known, overlaps, findStage }: Shared,
   options: LoadPlanOptions,
 ): Promise<Compiled> {
   const resolved = resolveSpec(composed);
   const { experiment, root, isValid } = resolved;
-  const names = isValid ? resolveNames(experiment, options) : null;
+  const names = isValid ? resolveNames(experiment, { ...options, modelDigests }) : null;
   const limits = {
     policyContext: names?.policy.context_length ?? null,
     embedderTokens: names?.embedder.max_tokens ?? null,
@@ -179,7 +183,8 @@ async function compileSpec(
   const contaminated = checkContamination({ experiment, root, names, inputs: inputs.byField, overlaps });
   const problems = [found, inputs.problems, contaminated].reduce(withoutEchoes);
   const { reused, lacks } = await findReused(experiment, findStage);
-  const nodes = problems.length > 0 ? [] : compileNodes({ experiment, names, inputs: inputs.byField, reused, known });
+  const isCompiled = problems.length === 0 && options.checkOnly !== true;
+  const nodes = isCompiled ? compileNodes({ experiment, names, inputs: inputs.byField, reused, known }) : [];
   return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks, ...lacks] };
 }
 

@@ -44,13 +44,53 @@ export function merge(lower: Located, upper: Located): Located {
   return { kind: 'map', at: upper.at, entries };
 }
 
+/**
+ * A pure function of a part of a document, remembered by that part: a thousand arms differ in a few values and have
+ * the rest in common, so a pass over the rest is made once.
+ */
+export function remembered<R>(work: (node: LocatedMap | LocatedList) => R): (node: LocatedMap | LocatedList) => R {
+  const known = new WeakMap<Located, R>();
+  return (node) => {
+    const found = known.get(node);
+    if (found !== undefined) return found;
+    const result = work(node);
+    known.set(node, result);
+    return result;
+  };
+}
+
+/** Another value for each part; where none changes, the node itself, so that what is known of it stays known. */
+export function mapValues(
+  node: LocatedMap | LocatedList,
+  change: (value: Located, step: string | number) => Located,
+): LocatedMap | LocatedList {
+  let isChanged = false;
+  const changed = (value: Located, step: string | number): Located => {
+    const after = change(value, step);
+    isChanged ||= after !== value;
+    return after;
+  };
+  if (node.kind === 'list') {
+    const items = node.items.map(changed);
+    return isChanged ? { ...node, items } : node;
+  }
+  const entries = [...node.entries].map(
+    ([name, { key, value }]) => [name, { key, value: changed(value, name) }] as const,
+  );
+  return isChanged ? { ...node, entries: new Map(entries) } : node;
+}
+
 /** Remove the keys that were unset, once nothing can lie below any more. */
 export function dropUnset(node: Located): Located {
-  if (node.kind === 'list') return { ...node, items: node.items.map(dropUnset) };
-  if (node.kind !== 'map') return node;
-  const kept = [...node.entries].filter(([, { value }]) => value.kind !== 'unset');
-  return { ...node, entries: new Map(kept.map(([name, { key, value }]) => [name, { key, value: dropUnset(value) }])) };
+  return node.kind === 'map' || node.kind === 'list' ? withoutUnset(node) : node;
 }
+
+const withoutUnset = remembered((node): LocatedMap | LocatedList => {
+  if (node.kind === 'list' || ![...node.entries.values()].some(({ value }) => value.kind === 'unset'))
+    return mapValues(node, dropUnset);
+  const kept = [...node.entries].filter(([, { value }]) => value.kind !== 'unset');
+  return mapValues({ ...node, entries: new Map(kept) }, dropUnset);
+});
 
 export function child(node: Located | undefined, name: string): Located | undefined {
   return node?.kind === 'map' ? node.entries.get(name)?.value : undefined;
@@ -117,19 +157,23 @@ export function countValues(root: Located, limit: number): number {
   return count;
 }
 
-/** Plain data. Maps have no prototype on the way in, so no key can reach one. */
+/** Plain data, to be read only: parts are shared. Maps have no prototype on the way in, so no key can reach one. */
 export function toPlain(node: Located): unknown {
   switch (node.kind) {
     case 'scalar':
       return node.value;
-    case 'list':
-      return node.items.map(toPlain);
-    case 'map':
-      return Object.fromEntries([...node.entries].map(([name, { value }]) => [name, toPlain(value)]));
     case 'unset':
       return null;
+    default:
+      return plainParts(node);
   }
 }
+
+const plainParts = remembered((node): unknown =>
+  node.kind === 'list'
+    ? node.items.map(toPlain)
+    : Object.fromEntries([...node.entries].map(([name, { value }]) => [name, toPlain(value)])),
+);
 
 /** Data that nobody wrote: a default stands where its section does. */
 export function fromPlain(value: unknown, at: Place): Located {

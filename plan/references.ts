@@ -3,7 +3,7 @@
  * checkpoints, which become edges of the plan. Anything else in `${…}` is text: there are no templates.
  */
 import type { Located, LocatedMap, Path } from './located.ts';
-import { child, countValues } from './located.ts';
+import { child, countValues, mapValues, remembered } from './located.ts';
 import { didYouMean, type Place, type Problem, problem, quoted } from './problem.ts';
 import { chooseShape, partOf, type SchemaView } from './schema-walk.ts';
 import { MAX_BYTES, MAX_NODES } from './strict-yaml.ts';
@@ -23,6 +23,16 @@ export function resolveReferences(root: LocatedMap, schema: SchemaView): Referen
   return { root: resolver.resolve(root, schema, []), problems: resolver.problems };
 }
 
+/** Whether anything in a part could be a reference. */
+const mentions = (node: Located): boolean => {
+  if (node.kind === 'scalar') return typeof node.value === 'string' && node.value.includes('${');
+  return node.kind !== 'unset' && anyMention(node);
+};
+const anyMention = remembered((node) => {
+  const parts = node.kind === 'list' ? node.items : [...node.entries.values()].map(({ value }) => value);
+  return parts.some(mentions);
+});
+
 class Resolver {
   readonly problems: Problem[] = [];
   readonly #vars: Located | undefined;
@@ -36,22 +46,12 @@ class Resolver {
 
   resolve(node: Located, schema: SchemaView | undefined, path: Path): Located {
     if (path.length === 1 && ARMS.has(path[0] as string)) return node; // followed in each arm, where the field says what it holds
+    if (!mentions(node)) return node;
     const shape = schema && chooseShape(schema, node);
-    if (node.kind === 'map') {
-      const entries = [...node.entries].map(
-        ([name, { key, value }]) =>
-          [name, { key, value: this.resolve(value, partOf(shape, name), [...path, name]) }] as const,
-      );
-      return { ...node, entries: new Map(entries) };
-    }
-    if (node.kind === 'list') {
-      return {
-        ...node,
-        items: node.items.map((item, index) => this.resolve(item, partOf(shape, index), [...path, index])),
-      };
-    }
-    if (node.kind === 'unset' || typeof node.value !== 'string' || !node.value.includes('${')) return node;
-    return this.#resolveText(node.value, node.at, shape?.holds, path);
+    if (node.kind === 'map' || node.kind === 'list')
+      return mapValues(node, (value, step) => this.resolve(value, partOf(shape, step), [...path, step]));
+    if (node.kind === 'unset') return node;
+    return this.#resolveText(String(node.value), node.at, shape?.holds, path);
   }
 
   #resolveText(text: string, at: Place, holds: SchemaView['holds'], path: Path): Located {

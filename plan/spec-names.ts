@@ -19,12 +19,16 @@ export interface NameSources {
   profile: Profile;
   modelsDir: string;
   profilesDir: string;
+  /** Digests found before, by model: arms name the same ones. */
+  modelDigests?: Map<string, string>;
 }
 
 export function resolveNames(experiment: Experiment, sources: NameSources): ResolvedNames {
   const lacks: string[] = [];
+  const { modelDigests = new Map<string, string>() } = sources;
   const digest = (name: string, entry: Parameters<typeof digestOfModel>[1]): string => {
-    const sha256 = digestOfModel(name, entry, sources.modelsDir, sources.profilesDir);
+    const sha256 = modelDigests.get(name) ?? digestOfModel(name, entry, sources.modelsDir, sources.profilesDir);
+    modelDigests.set(name, sha256);
     if (sha256 === UNKNOWN_DIGEST)
       lacks.push(`${name}: its weights are not here yet${entry.made_at_setup ? '; `exp setup` makes them' : ''}`);
     return sha256;

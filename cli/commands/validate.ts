@@ -33,6 +33,7 @@ Exit code 0 when the spec is valid; models or data that are not here yet are lis
       overlays: values.overlay,
       profile: values.profile,
       env: io.env,
+      checkOnly: true,
     });
     if (values.json) {
       io.out(JSON.stringify({ problems: problemsToJson(problems), warnings: problemsToJson(warnings), unknown }));
