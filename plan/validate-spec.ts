@@ -10,7 +10,14 @@ const SECRET_NAME = /^(api_?key|token|secret|password|passwd|credential)s?$/i;
 export function validateSpec(root: Located): Problem[] {
   const { validate } = compiledSchemas.experiment;
   if (validate(toPlain(root))) return [];
-  const errors = (validate.errors ?? []).filter((error) => !isInsideAlternative(error));
+  const all = validate.errors ?? [];
+  // A value of the right type that is out of bounds in its alternative is out of bounds, not of the wrong type.
+  const outOfBounds = all.filter((error) => BOUNDS.has(error.keyword) && isInsideAlternative(error));
+  const bounded = new Set(outOfBounds.map(({ instancePath }) => instancePath));
+  const summaries = all.filter(
+    (error) => !isInsideAlternative(error) && !(error.keyword === 'anyOf' && bounded.has(error.instancePath)),
+  );
+  const errors = [...outOfBounds, ...summaries];
   const described = errors.flatMap((error) => describe(error, root));
   return withoutConsequences(described);
 }
@@ -31,6 +38,8 @@ function withoutConsequences(described: readonly Described[]): Problem[] {
     .filter(({ found, parent, field }) => found.code !== 'REQUIRED' || !meant.has(`${parent}/${field}`))
     .map(({ found }) => found);
 }
+
+const BOUNDS = new Set(['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum']);
 
 /** Of `anyOf`, the summary is reported; what each alternative misses is not. */
 const isInsideAlternative = ({ schemaPath, keyword }: ErrorObject): boolean =>

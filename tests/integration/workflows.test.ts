@@ -1,3 +1,4 @@
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { Context } from '@temporalio/activity';
@@ -5,9 +6,13 @@ import { ApplicationFailure } from '@temporalio/common';
 import { TestWorkflowEnvironment } from '@temporalio/testing';
 import { bundleWorkflowCode, Worker, type WorkflowBundle } from '@temporalio/worker';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { stringify } from 'yaml';
 import type { NodeOutcome, NodeRef, NodeSkeleton } from '../../activities/index.ts';
 import { createRunNodesActivities } from '../../activities/run-nodes.ts';
+import { type ArtifactLookup, decideActions } from '../../plan/reuse.ts';
 import { venvBin } from '../../services/home.ts';
+import { type Fields, Random, randomChange, randomSpec, type Value, withOneChange } from '../random-specs.ts';
+import { folderWith, planFile } from '../unit/plan-fixture.ts';
 
 /** Real Temporal server, real workflows; activities are fakes that count what was asked of them. */
 let temporal: TestWorkflowEnvironment;
@@ -32,12 +37,14 @@ type Behaviour = (ref: NodeRef) => Promise<void>;
 /** Workers for one test: plans are written by hand, arm by arm or as their only one, and each node kind runs `behaviour`. */
 async function stage(plans: Record<string, WrittenNode[] | Record<string, WrittenNode[]>>, behaviour: Behaviour) {
   const executed: string[] = [];
+  const executedKeys: string[] = [];
   const tracked: NodeOutcome[] = [];
   const finished: Record<string, string> = {};
   const artifactOf = (key: string) => ({ key, kind: 'any', generation: 1, digest: key });
   const published = new Set<string>();
   const produce = async (ref: NodeRef) => {
     executed.push(ref.id);
+    executedKeys.push(ref.key);
     await behaviour(ref);
     published.add(ref.key);
     return artifactOf(ref.key);
@@ -88,7 +95,7 @@ async function stage(plans: Record<string, WrittenNode[] | Record<string, Writte
     worker.shutdown();
     await running;
   };
-  return { executed, tracked, finished, start, stop };
+  return { executed, executedKeys, published, tracked, finished, start, stop };
 }
 
 const node = (id: string, kind: NodeSkeleton['kind'], key: string, inputs: string[] = []) => ({
@@ -233,3 +240,57 @@ test('a gate that is not met ends the run as gate_failed', async () => {
     await stop();
   }
 });
+
+const PROPERTY_SPECS = 3;
+const NOT_OF_AN_ARM = /^(name|description|tracking)/;
+
+test(`what ran is what was planned: ${PROPERTY_SPECS} random specs with three arms, and again with one leaf changed`, async () => {
+  const plans: Record<string, Record<string, WrittenNode[]>> = {};
+  const { executedKeys, published, start, stop } = await stage(plans, async () => {});
+  const found: ArtifactLookup = async (keys) =>
+    new Map(
+      keys
+        .filter((key) => published.has(key))
+        .map((key) => [key, { generation: 1, digest: key, made_with: {}, created_at: '', inputs: [], is_live: true }]),
+    );
+  /** Keys the plan says will be made, and those that were. */
+  const planAndRun = async (run: string, spec: Fields): Promise<[planned: string[], ran: string[]]> => {
+    const { plan, problems } = await planFile(join(folderWith({ 'spec.yaml': stringify(spec) }), 'spec.yaml'));
+    if (plan === null) throw new Error(`${run}: ${JSON.stringify(problems)}`);
+    const actions = await decideActions(plan.arms, found);
+    const keyOf = new Map(
+      plan.arms.flatMap((arm) => arm.nodes.map(({ id, key }) => [`${arm.name}/${id}`, key] as const)),
+    );
+    const planned = actions.flatMap(({ arm, id, action }) =>
+      action === 'run' ? [keyOf.get(`${arm}/${id}`) as string] : [],
+    );
+    // What a node does is left out here, so every kind may be the same one.
+    plans[run] = Object.fromEntries(
+      plan.arms.map(({ name, nodes }) => [
+        name,
+        nodes.map(({ id, key, inputs }) => node(id, 'corpus', key, [...inputs])),
+      ]),
+    );
+    const before = executedKeys.length;
+    expect(await (await start(run, run)).result()).toEqual({ status: 'done' });
+    return [planned.sort(), executedKeys.slice(before).sort()];
+  };
+  try {
+    for (let seed = 1; seed <= PROPERTY_SPECS; seed++) {
+      const random = new Random(20261121 + seed);
+      const changes = Array.from({ length: 20 }, () => randomChange(random));
+      const [first, second] = changes.filter(([path]) => !NOT_OF_AN_ARM.test(path)) as [
+        [string, Value],
+        [string, Value],
+      ];
+      const ablations = { control: {}, first: Object.fromEntries([first]), second: Object.fromEntries([second]) };
+      const spec = { ...randomSpec(random), ablations };
+      const [planned, ran] = await planAndRun(`property-${seed}`, spec);
+      expect({ seed, ran }).toEqual({ seed, ran: planned });
+      const [plannedNext, ranNext] = await planAndRun(`property-${seed}-changed`, withOneChange(spec, random));
+      expect({ seed, ran: ranNext }).toEqual({ seed, ran: plannedNext });
+    }
+  } finally {
+    await stop();
+  }
+}, 240_000);

@@ -29,6 +29,7 @@ const EXPECTED: Record<string, string[]> = {
   'mix-does-not-sum': ['RANGE 3:8'],
   'name-of-two': ['NAME 3:9'],
   'overlap-too-large': ['RANGE 2:40'],
+  'published-beyond-bounds': ['RANGE 2:31'],
   several: ['TYPE 2:7', 'UNKNOWN_FIELD 3:10', 'REF 5:19', 'RANGE 5:64'],
   'unknown-capability': ['UNKNOWN_FIELD 3:10'],
   'unknown-kind': ['VALUE 3:17'],
