@@ -3,6 +3,7 @@ import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { Plan } from '../../schemas/plan.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { type ComparedRow, type Comparison, compareRuns } from '../comparison.ts';
+import { type DifferenceColumn, differenceColumns } from '../comparison-columns.ts';
 import { type Stack, withStack } from '../open-stack.ts';
 import { findRun, type RunRow } from '../run-state.ts';
 import { sendToMlflow } from '../send-to-mlflow.ts';
@@ -72,13 +73,14 @@ function* linesOf(
   { csv, markdown }: { csv: boolean; markdown: boolean },
   io: CommandIo,
 ): Generator<string> {
-  const { titles, rows } = tableOf(comparison);
   if (csv) {
+    const { titles, rows } = tableOf(comparison, leafColumns(comparison));
     for (const cells of [titles, ...rows]) yield cells.map(csvCell).join(',');
     return;
   }
   if (markdown) yield* markdownOf(comparison);
   else {
+    const { titles, rows } = tableOf(comparison, differenceColumns(comparison.rows));
     yield headingOf(comparison);
     const columns = titles.map((title): Column => ({ title, align: NUMBERS.has(title) ? 'right' : 'left' }));
     yield* renderTable(detectTerminal(io), columns, rows);
@@ -92,14 +94,15 @@ function headingOf({ benchmark, metric, control, rows }: Comparison): string {
 }
 
 function* markdownOf(comparison: Comparison): Generator<string> {
-  const { titles, rows } = tableOf(comparison);
+  const { titles, rows } = tableOf(comparison, differenceColumns(comparison.rows));
   yield headingOf(comparison);
   yield '';
   for (const cells of [titles, titles.map(() => '---'), ...rows]) yield `| ${cells.join(' | ')} |`;
 }
 
 /** What stands beside the table, and what could not. */
-function* notesOf({ references, refused, missing }: Comparison): Generator<string> {
+function* notesOf({ rows, references, refused, missing }: Comparison): Generator<string> {
+  for (const { title, path } of differenceColumns(rows)) if (title !== path) yield `${title} is ${path}`;
   for (const { name, protocol } of references)
     yield `${name} is a published number, not measured here and not compared: ${protocol}`;
   for (const { name, reason } of refused)
@@ -110,14 +113,25 @@ function* notesOf({ references, refused, missing }: Comparison): Generator<strin
 const NUMBERS = new Set(['seeds', 'value', 'difference', 'p', 'won–lost']);
 
 /** Arms, below each of several seeds those alone, and at the end what others have published. */
-function tableOf({ rows, references }: Comparison): { titles: string[]; rows: string[][] } {
-  const leaves = Object.keys(rows[0]?.differs ?? {});
-  const titles = ['arm', ...leaves, 'after', 'seeds', 'value', 'difference', 'p', 'won–lost'];
-  const blank = leaves.map(() => '');
-  const ours = rows.flatMap((row) => [
+function tableOf(
+  { rows, references }: Comparison,
+  columns: readonly DifferenceColumn[],
+): { titles: string[]; rows: string[][] } {
+  const titles = [
+    'arm',
+    ...columns.map(({ title }) => title),
+    'after',
+    'seeds',
+    'value',
+    'difference',
+    'p',
+    'won–lost',
+  ];
+  const blank = columns.map(() => '');
+  const ours = rows.flatMap((row, at) => [
     [
       row.name,
-      ...leaves.map((leaf) => row.differs[leaf] ?? ''),
+      ...columns.map(({ cells }) => cells[at] ?? ''),
       row.after,
       String(row.seeds.length),
       percent(row.value),
@@ -146,6 +160,14 @@ function tableOf({ rows, references }: Comparison): { titles: string[]; rows: st
   ]);
   return { titles, rows: [...ours, ...theirs] };
 }
+
+/** For programs: every leaf under its whole path. */
+const leafColumns = ({ rows }: Comparison): DifferenceColumn[] =>
+  Object.keys(rows[0]?.differs ?? {}).map((path) => ({
+    title: path,
+    path,
+    cells: rows.map(({ differs }) => differs[path] ?? ''),
+  }));
 
 function pairedCells({ paired }: ComparedRow): string[] {
   if (paired === null) return ['', '', ''];
