@@ -197,6 +197,7 @@ function trajectoryOf(key: string, { task, turns, rendered, answer }: Shown, cop
     })),
     reward: { outcome: 1, turns: turns.map(() => null) },
     score: score(answer, scored, task),
+    judge: null,
     advantages: [],
     termination: 'answer',
     failure_class: null,

@@ -11,6 +11,7 @@ const OUTAGES = new Set([
   'UNAVAILABLE',
   'INDEX_INCOMPLETE',
   'EMBEDDER_UNAVAILABLE',
+  'JUDGE_UNAVAILABLE',
 ]);
 
 /** The only place where our errors become Temporal's. */

@@ -162,7 +162,7 @@ function bodyOf(
       sampling,
       agent,
       context_length,
-      scoring: reward.outcome === 'judge' ? 'judge' : 'exact_match',
+      scoring: reward.judge ?? 'exact_match',
       denominator: 'a sample without an answer is wrong; one that the infrastructure broke is left out',
     },
     ...scores,

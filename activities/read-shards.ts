@@ -12,6 +12,7 @@ export type GradedTrajectory = Pick<
   | 'sample'
   | 'reward'
   | 'score'
+  | 'judge'
   | 'spans'
   | 'termination'
   | 'failure_class'
@@ -25,6 +26,7 @@ const COLUMNS = [
   'sample',
   'reward',
   'score',
+  'judge',
   'spans',
   'termination',
   'failure_class',

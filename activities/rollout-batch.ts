@@ -25,6 +25,7 @@ import type { TurnJournal } from './adapters/turn-journal.ts';
 import { mostOf } from './budget.ts';
 import { charged, type Taken } from './charged.ts';
 import type { NodeRef, RolloutActivities, RolloutShard } from './index.ts';
+import type { Judges } from './judges.ts';
 import type { RolloutSpec } from './prepare-rollouts.ts';
 
 export interface RolloutDeps {
@@ -34,6 +35,7 @@ export interface RolloutDeps {
   spend: SpendLedger;
   store: Pick<ArtifactStore, 'putBlob' | 'openBlob'>;
   worlds: { open(node: NodeRef): Promise<World> };
+  judges: Pick<Judges, 'open'>;
   /** Tokenizers by registry name of the base model. */
   tokenizers: { load(model: string): Promise<Tokenizer> };
   progress(key: string, done: number, total: number, detail: string): Promise<void>;
@@ -143,6 +145,7 @@ async function sampleBatch(
   try {
     const tokenizer = await deps.tokenizers.load(checkpoint.model);
     const world = specs.some(({ agent }) => agent.tools.length > 0) ? await deps.worlds.open(node) : NO_WORLD;
+    const grade = await deps.judges.open(node);
     const journaled = await journaledTurns(deps.journal, specs, checkpoint.digest);
     for (const record of [...journaled.values()].flat()) addTurn(taken, record);
     const rollouts = specs.map(async (spec) => {
@@ -155,7 +158,7 @@ async function sampleBatch(
         meter.turns += 1;
         moved();
       };
-      const trajectory = await withRetries({ ...input, onTurn }, records);
+      const trajectory = await grade(await withRetries({ ...input, onTurn }, records), input.task, signal);
       meter.done += 1;
       moved();
       return trajectory;
@@ -208,8 +211,6 @@ function trajectoryInput(
   },
 ): TrajectoryInput {
   const { agent, reward } = spec;
-  if (reward.outcome === 'judge')
-    throw new ExpError('REWARD', spec.trajectory_id, 'outcome "judge" needs a judge, which this version has not');
   return {
     trajectory_id: spec.trajectory_id,
     group_id: spec.group_id,

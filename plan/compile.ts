@@ -430,6 +430,7 @@ class Compiler {
         policy: this.#policy(),
       },
       seed: stage.seed,
+      unkeyed: this.#judgeAt(stage.reward),
       needs: [this.#policyNeed()],
     });
   }
@@ -470,6 +471,7 @@ class Compiler {
       seed: stage.seed,
       unkeyed: {
         ...stageUnkeyed(stage),
+        ...this.#judgeAt(stage.reward),
         ...(stage.algorithm.information_gain && { beliefs: stage.algorithm.information_gain.beliefs }),
       },
       needs: [this.#policyNeed()],
@@ -507,6 +509,7 @@ class Compiler {
       inputs: [questions, 'index', ...(trains(this.#spec.curriculum[after]) ? [after] : [])],
       parameters: { benchmark: name, after, ...this.#protocol(name, protocol) },
       seed: protocol.seed,
+      unkeyed: this.#judgeAt(protocol.reward),
       needs: [this.#policyNeed()],
     });
   }
@@ -556,8 +559,18 @@ class Compiler {
   #reward(own: Partial<Experiment['reward']> | undefined): RewardParameters {
     const reward = { ...this.#spec.reward, ...own };
     const { judge } = this.#names;
-    const prompt_sha256 = this.#inputs.get('judge.prompt')?.files[0]?.sha256 ?? UNKNOWN_DIGEST;
-    return { ...reward, judge: reward.outcome === 'judge' && judge ? { ...judge, prompt_sha256 } : null };
+    if (reward.outcome !== 'judge' || !judge || !this.#spec.judge) return { ...reward, judge: null };
+    const { temperature, max_tokens } = this.#spec.judge;
+    const prompt = this.#inputs.get('judge.prompt')?.text ?? UNKNOWN_DIGEST;
+    return { ...reward, judge: { ...judge, prompt, temperature, max_tokens } };
+  }
+
+  /** Where the judge is that a reward asks. */
+  #judgeAt(own: Partial<Experiment['reward']> | undefined): Unkeyed {
+    const { judge, reward } = this.#spec;
+    if ((own?.outcome ?? reward.outcome) !== 'judge' || judge?.url === undefined) return {};
+    const { url, api_key, retries, on_failure } = judge;
+    return { judge: { url, ...(api_key && { api_key }), retries, on_failure } };
   }
 }
 

@@ -17,6 +17,8 @@ export interface InputFiles {
   absolute: string;
   /** `path` as the spec wrote it. A digest may be `UNKNOWN_DIGEST`. */
   files: { path: string; sha256: string }[];
+  /** Of a prompt. */
+  text?: string;
 }
 
 export interface SpecInputs {
@@ -170,9 +172,9 @@ async function checkPrompt(inputs: SpecInputs, { root }: InputContext): Promise<
     inputs.problems.push(problem(info?.isFile() ? 'SIZE' : 'NOT_REGULAR', at, message));
     return;
   }
-  const slots = [...(await readFile(input.absolute, 'utf8')).matchAll(/\{([a-z_]+)\}/g)].map(
-    (match) => match[1] as string,
-  );
+  const text = await readFile(input.absolute, 'utf8');
+  inputs.byField.set('judge.prompt', { ...input, text });
+  const slots = [...text.matchAll(/\{([a-z_]+)\}/g)].map((match) => match[1] as string);
   const missing = PROMPT_SLOTS.filter((slot) => !slots.includes(slot));
   const strange = slots.filter((slot) => !PROMPT_SLOTS.includes(slot));
   if (missing.length > 0)

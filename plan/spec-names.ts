@@ -70,6 +70,8 @@ export function resolveNames(experiment: Experiment, sources: NameSources): Reso
     ),
     lacks,
   };
+  if (experiment.judge && experiment.judge.url === undefined)
+    lacks.push('judge.url: the spec does not say where the judge is');
   lacks.push(...missingCapabilities(experiment, sources.profile), ...notExecutedYet(experiment));
   return names;
 }
@@ -162,29 +164,17 @@ function* unexecutedData({ corpus, tasks, curriculum }: Experiment): Unexecuted 
 }
 
 function* unexecutedSampling(experiment: Experiment): Unexecuted {
-  const { reward, curriculum } = experiment;
-  const stages = Object.entries(curriculum).filter(([, { kind }]) => kind !== 'sft');
-  const sections = [
-    ...stages.map(([name, stage]) => ({
-      path: `curriculum.${name}`,
-      agent: agentOf(experiment, stage),
-      reward: { ...reward, ...stage.reward },
-    })),
-    ...allProtocols(experiment).map(([name, protocol]) => ({
-      path: `benchmarks.${name}`,
-      agent: benchmarkAgent(experiment, protocol),
-      reward: { ...reward, ...protocol.reward },
-    })),
+  const stages = Object.entries(experiment.curriculum).filter(([, { kind }]) => kind !== 'sft');
+  const agents = [
+    ...stages.map(([name, stage]) => [`curriculum.${name}`, agentOf(experiment, stage)] as const),
+    ...allProtocols(experiment).map(
+      ([name, protocol]) => [`benchmarks.${name}`, benchmarkAgent(experiment, protocol)] as const,
+    ),
   ];
-  for (const {
-    path,
-    agent,
-    reward: { outcome },
-  } of sections) {
+  for (const [path, agent] of agents) {
     if (agent.context_management !== 'none') yield [path, `context_management ${agent.context_management}`];
     if (!agent.terminate_on_answer) yield [path, 'going on after an answer'];
     if (agent.faults) yield [path, 'a faulty tool'];
-    if (outcome === 'judge') yield [path, 'scoring by a judge'];
   }
 }
 

@@ -502,12 +502,20 @@ const Judge = object(
             additionalProperties: false,
           },
         ],
-        description: 'Address, or `{ env: NAME }`.',
+        description: 'Base address of an OpenAI-compatible server, such as `http://host:8000/v1`; or `{ env: NAME }`.',
         key: false,
       }),
     ),
     api_key: Type.Optional(secret('Token of the judge.')),
     prompt: path({ description: 'File with the prompt; slots {question}, {answer}, {reference}.' }),
+    temperature: Type.Number({ minimum: 0, maximum: 2, default: 0.1, description: 'Of the judge.' }),
+    max_tokens: Type.Integer({
+      minimum: 16,
+      maximum: 32_768,
+      default: 1024,
+      description: 'Tokens a verdict may have.',
+      unit: 'tokens',
+    }),
     retries: Type.Integer({
       minimum: 0,
       maximum: 100,
@@ -517,7 +525,8 @@ const Judge = object(
     }),
     on_failure: words(['retry_later', 'fail'], {
       default: 'retry_later',
-      description: 'What an unusable verdict does; it is never a zero.',
+      description:
+        'While the judge does not answer: wait and ask again, or count the trajectory as failed; it is never a zero.',
       key: false,
     }),
   },

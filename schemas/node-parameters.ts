@@ -48,7 +48,14 @@ export interface RewardParameters {
   /** The reward of a trajectory with invalid format is minus this. */
   format_penalty: number;
   /** Only with `outcome: judge`. */
-  judge: { model: string; sha256: string; prompt_sha256: string } | null;
+  judge: JudgeParameters | null;
+}
+
+export interface JudgeParameters extends PolicyParameters {
+  /** With the slots {question}, {reference} and {answer}. */
+  prompt: string;
+  temperature: number;
+  max_tokens: number;
 }
 
 /** A LoRA adapter on all linear layers; `null` where all weights are trained. */
@@ -294,6 +301,13 @@ export interface Unkeyed {
   resources?: { gpu: number; nodes: number; context_parallel: number };
   /** `rl` and `sft`: steps between durable checkpoints, and how many are kept. */
   checkpoint?: { every: number; keep: { last: number; best?: number } };
+  /** Where the judge is, and what happens while it does not answer. */
+  judge?: {
+    url: string | { env: string };
+    api_key?: { env: string } | { file: string };
+    retries: number;
+    on_failure: 'retry_later' | 'fail';
+  };
   /** What computes beliefs. */
   beliefs?: 'trainer' | 'engine';
   /** The run whose artifact stands for this node, by `reuse`. */

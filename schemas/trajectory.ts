@@ -50,6 +50,10 @@ export const Sampling = Type.Object(
 );
 export type Sampling = Static<typeof Sampling>;
 
+/** What a judge said of an answer; `reply` is for people to read. */
+export const Verdict = Type.Object({ correct: Type.Boolean(), reply: Type.String() }, { additionalProperties: false });
+export type Verdict = Static<typeof Verdict>;
+
 /** The canonical trajectory; one Parquet row (zstd). All arrays over tokens have the length of token_ids. */
 export const Trajectory = Type.Object(
   {
@@ -72,6 +76,8 @@ export const Trajectory = Type.Object(
       format_valid: Type.Boolean(),
       answer_in_observation: Type.Boolean(),
     }),
+    /** Null where no judge is asked. */
+    judge: Type.Union([Verdict, Type.Null()]),
     /** One per token; empty until advantages are computed. */
     advantages: Type.Array(Type.Number()),
     termination: Termination,

@@ -15,6 +15,7 @@ import { SpendLedger } from '../activities/adapters/spend-ledger.ts';
 import { StepLedger } from '../activities/adapters/step-ledger.ts';
 import { TrainerHost } from '../activities/adapters/trainer-host.ts';
 import { TurnJournal } from '../activities/adapters/turn-journal.ts';
+import { Judges } from '../activities/judges.ts';
 import { NodeProgress } from '../activities/node-progress.ts';
 import { PlanReader } from '../activities/plan-reader.ts';
 import { createLiveTracking } from '../activities/tracking.ts';
@@ -24,7 +25,7 @@ import { Embedders, Tokenizers, Worlds } from '../activities/worlds.ts';
 import { connectMilvus } from '../environments/world/milvus.ts';
 import { loadProfile } from '../plan/profile.ts';
 import type { ArtifactRef } from '../schemas/artifact.ts';
-import { connections, temporalOptions } from '../services/connections.ts';
+import { connections, resolveSecret, temporalOptions } from '../services/connections.ts';
 import { home, python, repoRoot } from '../services/home.ts';
 import { modelPath } from '../services/programs.ts';
 
@@ -50,6 +51,7 @@ export async function openDependencies() {
   const modelDir = (model: string) => modelPath(profile, model);
   const embedders = new Embedders((model) => modelPath(profile, model, 'embedders'));
   const worlds = new Worlds({ plans, pool, milvus, embedders });
+  const judges = new Judges({ plans, secret: resolveSecret });
   const work = join(home(), 'work');
   mkdirSync(work, { recursive: true });
 
@@ -90,6 +92,7 @@ export async function openDependencies() {
     milvus,
     embedders,
     worlds,
+    judges,
     work,
     merged,
     engines,

@@ -29,6 +29,7 @@ export const trajectoryColumns: Columns = {
     'STRUCT(turn INTEGER, kind VARCHAR, "start" INTEGER, "end" INTEGER, tool VARCHAR, status VARCHAR, latency_ms DOUBLE, cached BOOLEAN, denied INTEGER, weight_version VARCHAR)[]',
   reward: 'STRUCT(outcome DOUBLE, turns DOUBLE[])',
   score: 'STRUCT(exact_match DOUBLE, f1 DOUBLE, format_valid BOOLEAN, answer_in_observation BOOLEAN)',
+  judge: 'STRUCT(correct BOOLEAN, reply VARCHAR)',
   advantages: 'FLOAT[]',
   termination: 'VARCHAR',
   failure_class: 'VARCHAR',

@@ -207,6 +207,7 @@ export function assembleTrajectory(
     spans,
     reward: reward(graded, turns, termination, input.reward),
     score: graded,
+    judge: null,
     advantages: [],
     termination,
     failure_class: failure,

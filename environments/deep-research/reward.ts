@@ -6,7 +6,7 @@ import type { Termination } from '../../schemas/trajectory.ts';
 import { contains, f1, isExactMatch, type Reference } from './answer.ts';
 
 export interface RewardRule {
-  outcome: 'exact_match' | 'f1';
+  outcome: 'exact_match' | 'f1' | 'judge';
   /** A malformed turn gets minus this; a malformed answer turn overrides the outcome. 0 switches it off. */
   format_penalty: number;
 }
@@ -49,5 +49,7 @@ export function reward(
   );
   const lastIsMalformed = turns.at(-1)?.malformed ?? true;
   const penalised = lastIsMalformed && rule.format_penalty > 0 && termination !== 'failed';
-  return { outcome: penalised ? -rule.format_penalty : graded[rule.outcome], turns: penalties };
+  // A judge is asked afterwards, and only about a well-formed answer.
+  const outcome = graded[rule.outcome === 'judge' ? 'exact_match' : rule.outcome];
+  return { outcome: penalised ? -rule.format_penalty : outcome, turns: penalties };
 }

@@ -361,6 +361,7 @@ describe('a batch of rollouts', () => {
     journal: new TurnJournal(pool),
     spend: new SpendLedger({ pool, plans: { load: async () => ({ spec: {} }) as Plan }, prices: FREE }),
     worlds: { open: async () => world },
+    judges: { open: async () => async (trajectory) => trajectory },
     tokenizers: { load: async () => tokenizer },
     progress: async () => undefined,
     work: join(folder, 'work'),

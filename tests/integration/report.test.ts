@@ -71,6 +71,7 @@ function trajectory(id: string, task: string, { right, group = task }: { right: 
     ],
     reward: { outcome: right ? 1 : 0, turns: [null] },
     score: { exact_match: right ? 1 : 0, f1: right ? 1 : 0, format_valid: true, answer_in_observation: false },
+    judge: null,
     advantages: [],
     termination: 'answer',
     failure_class: null,

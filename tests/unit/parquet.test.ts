@@ -53,6 +53,7 @@ const trajectory = (index: number): Trajectory => ({
   ],
   reward: { outcome: -1, turns: [null, -1] },
   score: { exact_match: 0, f1: 0.5, format_valid: true, answer_in_observation: false },
+  judge: { correct: true, reply: 'correct: yes' },
   advantages: [],
   termination: 'answer',
   failure_class: null,

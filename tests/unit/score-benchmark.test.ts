@@ -23,6 +23,7 @@ const task = (task_id: string, answer = 'MIT', template?: string): Task => ({
 
 const sample = (exact_match: number, options: Partial<Sample> = {}): Sample => ({
   score: { exact_match, f1: exact_match, format_valid: true, answer_in_observation: exact_match === 1 },
+  judge: null,
   spans: [],
   termination: 'answer',
   answer: exact_match === 1 ? 'MIT' : 'ISC',

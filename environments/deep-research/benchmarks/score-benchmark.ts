@@ -2,9 +2,10 @@
 import type { Task } from '../../../schemas/task.ts';
 import type { Span, Trajectory } from '../../../schemas/trajectory.ts';
 import { isExactMatch } from '../answer.ts';
+import { isRight } from '../judge.ts';
 import { averageOf, bootstrapMean, type Estimate, meanOf, passAtK, type Tally } from './statistics.ts';
 
-export type Sample = Pick<Trajectory, 'score' | 'spans' | 'termination' | 'answer' | 'sample'>;
+export type Sample = Pick<Trajectory, 'score' | 'judge' | 'spans' | 'termination' | 'answer' | 'sample'>;
 
 /** Answers of one question by means that use no policy. */
 export interface RuleAnswers {
@@ -33,7 +34,6 @@ export interface QuestionResult {
 }
 
 const isBroken = ({ termination }: Sample): boolean => termination === 'failed';
-const isRight = ({ score }: Sample): boolean => score.exact_match >= 1;
 
 /** An answer that never came counts as wrong; a sample that something outside the policy broke counts as nothing. */
 export function resultOf(

@@ -1,0 +1,77 @@
+import { isRight } from '../environments/deep-research/judge.ts';
+import { ExpError } from '../schemas/errors.ts';
+import type { RewardParameters, Unkeyed } from '../schemas/node-parameters.ts';
+import type { Secret } from '../schemas/profile.ts';
+import type { Task } from '../schemas/task.ts';
+import type { Trajectory, Verdict } from '../schemas/trajectory.ts';
+import { JudgeClient } from './adapters/judge-client.ts';
+import type { NodeRef } from './index.ts';
+import type { PlanReader } from './plan-reader.ts';
+
+/** Grades one trajectory. */
+export type Grade = (trajectory: Trajectory, task: Task, signal: AbortSignal) => Promise<Trajectory>;
+
+/** Judges of nodes, by what their plans say; clients are kept, so that all batches of a worker share a judge's limit. */
+export class Judges {
+  readonly #plans: PlanReader;
+  readonly #secret: (secret: Secret, at: string) => string;
+  readonly #clients = new Map<string, JudgeClient>();
+
+  constructor({ plans, secret }: { plans: PlanReader; secret: (secret: Secret, at: string) => string }) {
+    this.#plans = plans;
+    this.#secret = secret;
+  }
+
+  /** Leaves a trajectory as it is where no judge is asked. Throws SECRET_MISSING when its address is not known here. */
+  async open(ref: NodeRef): Promise<Grade> {
+    const { parameters, unkeyed } = await this.#plans.node(ref);
+    const { judge } = (parameters as { reward: RewardParameters }).reward;
+    if (judge === null) return async (trajectory) => trajectory;
+    const at = (unkeyed as Unkeyed).judge;
+    if (at === undefined) throw new ExpError('JUDGE', ref.id, 'the plan does not say where the judge is');
+    const client = this.#client(at);
+    return async (trajectory, task, signal) => {
+      const { answer, score } = trajectory;
+      if (answer === null || trajectory.termination === 'failed') return trajectory;
+      // What matches to the letter needs no opinion.
+      if (score.exact_match >= 1) return graded(trajectory, { correct: true, reply: 'exact match' });
+      const asked = { question: task.question, reference: referenceOf(task), answer };
+      try {
+        const verdict = await client.ask(judge, asked, signal);
+        return verdict === null ? unjudged(trajectory) : graded(trajectory, verdict);
+      } catch (error) {
+        const isDown = error instanceof ExpError && error.code === 'JUDGE_UNAVAILABLE';
+        if (isDown && at.on_failure === 'fail') return unjudged(trajectory);
+        throw error;
+      }
+    };
+  }
+
+  #client({ url, api_key, retries }: NonNullable<Unkeyed['judge']>): JudgeClient {
+    const name = JSON.stringify([url, api_key, retries]);
+    const client =
+      this.#clients.get(name) ??
+      new JudgeClient({
+        url: typeof url === 'string' ? url : this.#secret(url, 'judge.url'),
+        ...(api_key && { apiKey: this.#secret(api_key, 'judge.api_key') }),
+        retries,
+      });
+    this.#clients.set(name, client);
+    return client;
+  }
+}
+
+const referenceOf = ({ answer, aliases }: Task): string =>
+  aliases.length === 0 ? answer : `${answer} (or: ${aliases.join('; ')})`;
+
+function graded(trajectory: Trajectory, judge: Verdict): Trajectory {
+  const { reward, score } = trajectory;
+  return { ...trajectory, judge, reward: { ...reward, outcome: isRight({ judge, score }) ? 1 : 0 } };
+}
+
+/** No verdict is no zero: the trajectory is masked and counted. */
+const unjudged = (trajectory: Trajectory): Trajectory => ({
+  ...trajectory,
+  termination: 'failed',
+  failure_class: 'judge',
+});
