@@ -4,15 +4,17 @@ import pLimit from 'p-limit';
 import { histogram } from '../environments/deep-research/benchmarks/statistics.ts';
 import { type Demonstration, demonstrate } from '../environments/deep-research/expert.ts';
 import type { Tokenizer } from '../environments/deep-research/prompt.ts';
-import { score } from '../environments/deep-research/reward.ts';
+import { messagesOf, writtenTrajectory } from '../environments/deep-research/trajectories/written-trajectory.ts';
 import type { World } from '../environments/environment.ts';
-import type { Metric, TrajectoriesBody } from '../schemas/artifact.ts';
+import type { ArtifactRef, Metric, TrajectoriesBody } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
-import { nodeOf, type ResampleParameters } from '../schemas/node-parameters.ts';
+import { nodeOf, type ResampleParameters, type TrajectoriesParameters } from '../schemas/node-parameters.ts';
 import type { Task } from '../schemas/task.ts';
 import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { trajectoryColumns, writeParquet } from './adapters/parquet.ts';
+import { weightOf } from './import-tally.ts';
+import { importTrajectories } from './import-trajectories.ts';
 import type { CpuActivities, NodeRef } from './index.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { stratified } from './prepare-rollouts.ts';
@@ -35,66 +37,64 @@ type Shown = Extract<Demonstration, { status: 'ok' }> & { task: Task };
 const CONCURRENT = 16;
 const LENGTH_EDGES = [256, 512, 768, 1024, 1280, 1536, 2048, 4096, 8192];
 
-export const createDemonstrationActivities = ({
-  plans,
-  store,
-  worlds,
-  tokenizers,
-  progress,
-  work,
-}: DemonstrationDeps): Pick<CpuActivities, 'demonstrations'> => ({
-  /**
-   * Let the scripted expert act out tasks until there are as many demonstrations as asked for. What it could not do
-   * is dropped and counted; the next tasks of the same mix take the place.
-   */
+export const createDemonstrationActivities = (deps: DemonstrationDeps): Pick<CpuActivities, 'demonstrations'> => ({
+  /** What is imitated: a file's trajectories, or those of the scripted expert. The name is that of recorded histories. */
   demonstrations: (ref) =>
     withPulse(async (moved) => {
-      const { parameters, seed } = nodeOf('trajectories', await plans.node(ref));
-      const { agent, context_length, model, split, count, resample } = parameters;
-      if (parameters.source !== 'demonstrations') {
-        throw new ExpError(
-          'NOT_SUPPORTED',
-          ref.id,
-          'trajectories are made by demonstration; importing them from a file is not supported yet',
-        );
-      }
-      const pool = await tasksOfSplit(store, await plans.input(ref, 'tasks'), split);
-      const wanted = Math.min(count ?? pool.length, pool.length);
-      const queue = inMixOrder(pool, wanted, seed);
-      const options = { tokenizer: await tokenizers.load(model.name), agent, context_length };
-      const world = await worlds.open(ref);
-
-      const shown: Shown[] = [];
-      const dropped: Record<string, number> = {};
-      const limit = pLimit(CONCURRENT);
-      for (let from = 0; shown.length < wanted && from < queue.length; ) {
-        const wave = queue.slice(from, from + wanted - shown.length);
-        from += wave.length;
-        const results = await Promise.all(
-          wave.map((task) =>
-            limit(async () => {
-              const demonstration = await demonstrate(world, task, options);
-              moved();
-              return { task, demonstration };
-            }),
-          ),
-        );
-        for (const { task, demonstration } of results) {
-          if (demonstration.status === 'ok') shown.push({ ...demonstration, task });
-          else dropped[demonstration.reason] = (dropped[demonstration.reason] ?? 0) + 1;
-        }
-        await progress(ref.key, shown.length, wanted, `${shown.length} demonstrations, ${totalOf(dropped)} dropped`);
-      }
-      if (shown.length === 0) {
-        throw new ExpError(
-          'NO_DEMONSTRATIONS',
-          ref.id,
-          `the expert could act out none of ${queue.length} tasks: ${JSON.stringify(dropped)}`,
-        );
-      }
-      return publish({ plans, store, work }, ref, shown, dropped, resample);
+      const { parameters, seed, unkeyed } = nodeOf('trajectories', await deps.plans.node(ref));
+      return parameters.source === 'import'
+        ? importTrajectories(deps, ref, { parameters, seed, unkeyed }, moved)
+        : makeDemonstrations(deps, ref, parameters, seed, moved);
     }),
 });
+
+/**
+ * Let the scripted expert act out tasks until there are as many demonstrations as asked for. What it could not do
+ * is dropped and counted; the next tasks of the same mix take the place.
+ */
+async function makeDemonstrations(
+  { plans, store, worlds, tokenizers, progress, work }: DemonstrationDeps,
+  ref: NodeRef,
+  { agent, context_length, model, split, count, resample }: TrajectoriesParameters,
+  seed: number | null,
+  moved: () => void,
+): Promise<ArtifactRef> {
+  const pool = await tasksOfSplit(store, await plans.input(ref, 'tasks'), split);
+  const wanted = Math.min(count ?? pool.length, pool.length);
+  const queue = inMixOrder(pool, wanted, seed);
+  const options = { tokenizer: await tokenizers.load(model.name), agent, context_length };
+  const world = await worlds.open(ref);
+
+  const shown: Shown[] = [];
+  const dropped: Record<string, number> = {};
+  const limit = pLimit(CONCURRENT);
+  for (let from = 0; shown.length < wanted && from < queue.length; ) {
+    const wave = queue.slice(from, from + wanted - shown.length);
+    from += wave.length;
+    const results = await Promise.all(
+      wave.map((task) =>
+        limit(async () => {
+          const demonstration = await demonstrate(world, task, options);
+          moved();
+          return { task, demonstration };
+        }),
+      ),
+    );
+    for (const { task, demonstration } of results) {
+      if (demonstration.status === 'ok') shown.push({ ...demonstration, task });
+      else dropped[demonstration.reason] = (dropped[demonstration.reason] ?? 0) + 1;
+    }
+    await progress(ref.key, shown.length, wanted, `${shown.length} demonstrations, ${totalOf(dropped)} dropped`);
+  }
+  if (shown.length === 0) {
+    throw new ExpError(
+      'NO_DEMONSTRATIONS',
+      ref.id,
+      `the expert could act out none of ${queue.length} tasks: ${JSON.stringify(dropped)}`,
+    );
+  }
+  return publish({ plans, store, work }, ref, shown, dropped, resample);
+}
 
 async function tasksOfSplit(
   store: ArtifactStore,
@@ -167,51 +167,20 @@ async function publish(
   }
 }
 
-/** Copies of an instance: the weight of the first band that its turns fall into. */
-export function weightOf(turns: number, resample: ResampleParameters | null): number {
-  if (resample === null) return 1;
-  return resample.bands.find(({ up_to }) => up_to === null || turns <= up_to)?.weight ?? 1;
-}
-
 function trajectoryOf(key: string, { task, turns, rendered, answer }: Shown, copy: number): Trajectory {
-  const scored = turns.map(({ observation }) => ({ malformed: false, observation: observation ?? '' }));
-  return {
+  return writtenTrajectory({
     trajectory_id: `${key.slice(0, 12)}/${task.task_id}/${copy}`,
     task_id: task.task_id,
-    group_id: task.task_id,
     sample: copy,
-    branch: 0,
     checkpoint: 'expert',
-    sampling: { temperature: 0, top_p: 1, seed: 0 },
-    token_ids: rendered.token_ids,
-    mask: rendered.mask,
-    logprobs: rendered.token_ids.map(() => 0),
-    spans: rendered.spans.map((span) => ({
-      ...span,
-      tool: span.kind === 'prompt' ? null : (turns[span.turn]?.tool ?? null),
-      status: 'ok',
-      latency_ms: 0, // not recorded: the same demonstrations must give the same file
-      cached: false,
-      denied: span.kind === 'observation' ? (turns[span.turn]?.denied ?? 0) : 0,
-      weight_version: '',
-    })),
-    reward: { outcome: 1, turns: turns.map(() => null) },
-    score: score(answer, scored, task),
-    judge: null,
-    advantages: [],
-    termination: 'answer',
-    failure_class: null,
+    question: task.question,
+    reference: task,
+    isCorrect: true,
     answer,
-    messages: messagesOf(task.question, turns),
-  };
-}
-
-function messagesOf(question: string, turns: Shown['turns']): Trajectory['messages'] {
-  const exchanged = turns.flatMap(({ action, observation }) => [
-    { role: 'assistant', content: action },
-    ...(observation === null ? [] : [{ role: 'tool', content: observation }]),
-  ]);
-  return [{ role: 'user', content: question }, ...exchanged];
+    termination: 'answer',
+    turns,
+    rendered,
+  });
 }
 
 /** One demonstration of each capability, to be read. */

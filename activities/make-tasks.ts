@@ -14,8 +14,6 @@ import { type ImportedTask, splitTasks, taskOfRow } from '../environments/deep-r
 import { apportion } from '../environments/deep-research/tasks/quotas.ts';
 import { hashFraction } from '../environments/deep-research/tasks/seeded.ts';
 import { cursorRows, readPages } from '../environments/world/pages.ts';
-import { listFiles } from '../environments/world/sources/files.ts';
-import { readLines } from '../environments/world/sources/lines.ts';
 import { RowReport } from '../environments/world/sources/row-report.ts';
 import type { CorpusBody, Metric, TasksBody } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
@@ -23,10 +21,10 @@ import { type NodeOf, nodeOf, type TaskSource } from '../schemas/node-parameters
 import { BenchmarkQuestions, OverlapReport } from '../schemas/overlap.ts';
 import { CAPABILITIES, type Task } from '../schemas/task.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
-import { readParquet } from './adapters/parquet.ts';
 import type { CpuActivities } from './index.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { withPulse } from './pulse.ts';
+import { jsonRows, parquetRows } from './source-rows.ts';
 
 export interface TaskDeps {
   plans: PlanReader;
@@ -211,41 +209,6 @@ async function refuseContaminated(node: NodeOf<'tasks'>, tasks: readonly Task[],
   }
   const message = report.message();
   if (message !== null) throw new ExpError('CONTAMINATED', node.id, message);
-}
-
-interface Row {
-  /** `file:line`, or the row's number in a Parquet file. */
-  at: string;
-  row?: unknown;
-  error?: string;
-}
-
-async function* jsonRows(path: string): AsyncGenerator<Row> {
-  for (const file of await listFiles(path, ['.jsonl', '.jsonl.gz', '.jsonl.zst'])) {
-    for await (const line of readLines(file.path)) {
-      const at = `${file.name}:${line.number}`;
-      if ('error' in line) yield { at, error: line.error };
-      else if (line.text.trim() !== '') yield { at, ...parsed(line.text) };
-    }
-  }
-}
-
-function parsed(text: string): { row: unknown } | { error: string } {
-  try {
-    return { row: JSON.parse(text) as unknown };
-  } catch (error) {
-    return { error: `not JSON: ${(error as Error).message}` };
-  }
-}
-
-async function* parquetRows(path: string): AsyncGenerator<Row> {
-  for (const file of await listFiles(path, ['.parquet'])) {
-    let number = 0;
-    for await (const row of readParquet<object>(file.path)) {
-      number += 1;
-      yield { at: `${file.name}:${number}`, row };
-    }
-  }
 }
 
 /** In the order of ids; a limit takes the same share of every split, chosen by the seed, so that none runs empty. */

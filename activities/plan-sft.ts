@@ -1,6 +1,6 @@
 import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { DuckDBInstance } from '@duckdb/node-api';
+import { DuckDBInstance, listValue } from '@duckdb/node-api';
 import { nodeOf } from '../schemas/node-parameters.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { StepLedger } from './adapters/step-ledger.ts';
@@ -9,6 +9,7 @@ import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { withPulse } from './pulse.ts';
 import { parentCheckpoint } from './resolve-checkpoint.ts';
+import { openTrajectories } from './write-trajectories.ts';
 
 export interface PlanSftDeps {
   plans: PlanReader;
@@ -51,7 +52,7 @@ export const createPlanSftActivities = ({
     withPulse(async (moved) => {
       const node = await plans.node(ref);
       const { batch, epochs } = nodeOf('sft', node).parameters.optimizer;
-      const source = await store.openFile(await plans.input(ref, 'trajectories'), 'trajectories.parquet');
+      const source = await openTrajectories(store, await plans.input(ref, 'trajectories'));
       const checkpoint = await parentCheckpoint(plans, ref);
 
       await mkdir(work, { recursive: true });
@@ -79,7 +80,7 @@ export const createPlanSftActivities = ({
 
 /** Batch files in step order. */
 async function writeBatches(options: {
-  source: string;
+  source: readonly string[];
   out: string;
   seed: number;
   batch: number;
@@ -101,7 +102,7 @@ async function writeBatches(options: {
   }, WATCH_MS);
   try {
     await connection.run(BATCHES.replace('$out', out.replaceAll("'", "''")), {
-      source,
+      source: listValue(source),
       batch,
       seed: String(seed),
       epochs,

@@ -362,7 +362,13 @@ class Compiler {
       kind: 'trajectories',
       inputs: isImport ? [] : [this.#tasks(stage.tasks?.source), 'index'],
       parameters: {
-        source: isImport ? 'import' : 'demonstrations',
+        ...(isImport
+          ? {
+              source: 'import' as const,
+              licence: trajectories.licence ?? 'unknown',
+              provenance: trajectories.provenance ?? 'unknown',
+            }
+          : { source: 'demonstrations' as const }),
         format: trajectories.format ?? null,
         count: trajectories.count ?? null,
         resample: trajectories.resample
@@ -372,7 +378,11 @@ class Compiler {
             }
           : null,
         clean: trajectories.clean
-          ? { ...trajectories.clean, tools: [...(trajectories.clean.tools ?? agent.tools)].sort() }
+          ? {
+              ...trajectories.clean,
+              tools: [...(trajectories.clean.tools ?? agent.tools)].sort(),
+              verdict: trajectories.clean.verdict ?? null,
+            }
           : null,
         agent: this.#agent(agent),
         context_length: stage.context_length,

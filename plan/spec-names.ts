@@ -146,7 +146,7 @@ const someOf = (paths: readonly string[]): string =>
 
 type Unexecuted = Generator<[path: string, what: string]>;
 
-function* unexecutedData({ corpus, tasks, curriculum }: Experiment): Unexecuted {
+function* unexecutedData({ corpus, tasks }: Experiment): Unexecuted {
   for (const [name, { kind }] of Object.entries(corpus.sources)) {
     if (kind === 'wet') yield [`corpus.sources.${name}.kind`, 'reading WET files'];
   }
@@ -156,10 +156,6 @@ function* unexecutedData({ corpus, tasks, curriculum }: Experiment): Unexecuted 
   for (const [name, source] of Object.entries(tasks.sources)) {
     if (source.kind !== 'generated' && source.capability && 'judge' in source.capability)
       yield [`tasks.sources.${name}.capability`, 'finding the capability by a judge'];
-  }
-  for (const [name, stage] of Object.entries(curriculum)) {
-    if (stage.kind === 'sft' && stage.trajectories.source !== 'demonstrations')
-      yield [`curriculum.${name}.trajectories.source`, 'importing trajectories'];
   }
 }
 

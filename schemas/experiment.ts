@@ -757,14 +757,20 @@ const SftStage = object({
   trajectories: object(
     {
       source: path({
-        description: '`demonstrations` (a scripted expert on generated tasks), or a file of trajectories.',
+        description:
+          '`demonstrations` (a scripted expert on generated tasks), or a file, folder or glob of trajectories (JSONL, JSON or Parquet).',
       }),
       format: Type.Optional(
         words(TRAJECTORY_FORMATS, {
           description: 'Shape of the records of a file; found out from the first one when absent.',
         }),
       ),
-      count: Type.Optional(count({ description: 'Trajectories before resampling.', unit: 'trajectories' })),
+      count: Type.Optional(
+        count({
+          description: 'Trajectories before resampling; of a file, chosen by the seed among those that cleaning keeps.',
+          unit: 'trajectories',
+        }),
+      ),
       resample: Type.Optional(
         object(
           {
@@ -798,9 +804,23 @@ const SftStage = object({
             }),
             require_valid_format: Type.Boolean({ default: true, description: 'Keep well-formed trajectories only.' }),
             require_correct: Type.Boolean({ default: true, description: 'Keep correct trajectories only.' }),
+            verdict: Type.Optional(
+              Type.String({
+                minLength: 1,
+                maxLength: 200,
+                description:
+                  'Column of a file with a verdict on the answer (true, 1, yes, correct); without it, and for rows that have none, the reference decides by exact match.',
+              }),
+            ),
           },
           { description: 'What is dropped before training.' },
         ),
+      ),
+      licence: Type.Optional(
+        Type.String({ maxLength: 500, description: 'Licence of a file; shown in manifests and reports.' }),
+      ),
+      provenance: Type.Optional(
+        Type.String({ maxLength: 2000, description: 'Where a file came from; shown in manifests and reports.' }),
       ),
       expect,
     },

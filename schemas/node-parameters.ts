@@ -155,16 +155,18 @@ export interface ResampleParameters {
   bands: { up_to: number | null; weight: number }[];
 }
 
-export interface TrajectoriesParameters {
-  source: 'demonstrations' | 'import';
+interface TrajectoriesBase {
   count: number | null;
   resample: ResampleParameters | null;
+  /** Null: found out from the first record. */
   format: 'messages' | 'sharegpt' | 'webdancer' | 'redsearcher' | 'literesearcher' | null;
   clean: {
     tools: string[];
     drop_repeated_calls: boolean;
     require_valid_format: boolean;
     require_correct: boolean;
+    /** Column with somebody's verdict on the answer; null: the reference decides. */
+    verdict: string | null;
   } | null;
   agent: AgentParameters;
   context_length: number;
@@ -173,6 +175,10 @@ export interface TrajectoriesParameters {
   /** Split the tasks are taken from. */
   split: string;
 }
+export interface ImportParameters extends TrajectoriesBase, SourceBase {
+  source: 'import';
+}
+export type TrajectoriesParameters = (TrajectoriesBase & { source: 'demonstrations' }) | ImportParameters;
 
 export interface OptimizerParameters {
   learning_rate: number;

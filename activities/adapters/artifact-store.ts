@@ -14,6 +14,8 @@ export interface Publication {
   files: Record<string, string>;
   body: object;
   metrics: Manifest['metrics'];
+  /** After each file, so that many large ones are not taken for a standstill. */
+  onStored?(): void;
   /** What made it beyond what the store's process says of itself: a library, a device. */
   made_with?: Record<string, string>;
 }
@@ -127,10 +129,11 @@ export class ArtifactStore {
 
   /** Publish under a key; if somebody published it first, theirs is returned and ours is dropped. */
   async publish(publication: Publication): Promise<ArtifactRef> {
-    const { files: paths, ...rest } = publication;
+    const { files: paths, onStored, ...rest } = publication;
     const files: ArtifactFile[] = [];
     for (const [name, path] of Object.entries(paths).sort(([a], [b]) => (a < b ? -1 : 1))) {
       files.push({ name, sha256: await this.putBlob(path), bytes: (await stat(path)).size });
+      onStored?.();
     }
     const manifest: Manifest = {
       api_version: 'exp/v1',

@@ -1,6 +1,7 @@
-/** Where the trajectories of a run lie: sealed shards of the nodes that sampled, and the demonstrations. */
+/** Where the trajectories of a run lie: sealed shards of the nodes that sampled, and those that are imitated. */
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
+import { trajectoryBlobs } from '../../activities/write-trajectories.ts';
 import type { Stack } from '../open-stack.ts';
 import type { NodeFacts } from './read-nodes.ts';
 
@@ -17,8 +18,7 @@ export async function findTrajectoryFiles(stack: Stack, nodes: readonly NodeFact
   const shards = await shardsOf(stack, sampling);
   return nodes.flatMap((one): TrajectoryFile[] => {
     if (one.node.kind === 'trajectories') {
-      const file = one.manifest?.files.find(({ name }) => name === 'trajectories.parquet');
-      return file === undefined ? [] : [{ node: one, blob: file.sha256 }];
+      return one.manifest === null ? [] : trajectoryBlobs(one.manifest).map((blob) => ({ node: one, blob }));
     }
     return (shards.get(one.node.key) ?? []).map((blob) => ({ node: one, blob }));
   });

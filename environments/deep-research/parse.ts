@@ -62,7 +62,8 @@ function parseCall(body: string, tools: readonly string[] | undefined): Action {
 /** Above this size only strict JSON is read: JSON5's reader is a thousand times slower. */
 const JSON5_CHARACTERS = 20_000;
 
-function parseJson(body: string): unknown {
+/** JSON, or JSON5 where it is short; undefined when it is neither. */
+export function parseJson(body: string): unknown {
   try {
     return JSON.parse(body);
   } catch {

@@ -46,24 +46,32 @@ export async function runTool(world: World, call: ToolCall, options: ToolOptions
   return { ...outcome, text: fitted, tool: call.tool, latency_ms: performance.now() - started };
 }
 
-async function dispatch(world: World, { tool, args }: ToolCall, options: ToolOptions): Promise<Outcome> {
+async function dispatch(world: World, call: ToolCall, options: ToolOptions): Promise<Outcome> {
+  const problem = problemOfCall(call);
+  if (problem !== undefined) return toolError(problem);
+  const { tool, args } = call;
+  return tool === 'search'
+    ? search(world, args.query as string[], options)
+    : visit(world, args.url as string[], args.goal as string, options);
+}
+
+/** Why a call cannot be run, in words for the agent; undefined when it can. */
+export function problemOfCall({ tool, args }: ToolCall): string | undefined {
   switch (tool) {
     case 'search': {
       const problem =
         unknownArguments(args, ['query']) ?? badStrings('query', args.query, MAX_QUERIES, MAX_QUERY_CHARACTERS);
-      return problem === undefined ? search(world, args.query as string[], options) : toolError(`search: ${problem}`);
+      return problem && `search: ${problem}`;
     }
     case 'visit': {
       const problem =
         unknownArguments(args, ['url', 'goal']) ??
         badStrings('url', args.url, MAX_URLS, MAX_URL_CHARACTERS) ??
         badGoal(args.goal);
-      return problem === undefined
-        ? visit(world, args.url as string[], args.goal as string, options)
-        : toolError(`visit: ${problem}`);
+      return problem && `visit: ${problem}`;
     }
     default:
-      return toolError(`there is no tool ${JSON.stringify(tool.slice(0, 40))}`);
+      return `there is no tool ${JSON.stringify(tool.slice(0, 40))}`;
   }
 }
 
