@@ -38,8 +38,9 @@ export interface WrittenAction {
  * the last answer after it, whatever stands around them. Text that our parser accepts as it stands is never changed.
  */
 export function readWritten(written: string): WrittenAction {
+  const ended = written.replace(/<\|im_end\|>\s*$/, ''); // the renderer ends an action itself
   // Models that are prompted with an open <think> do not write it again.
-  const text = written.includes('</think>') && !written.includes('<think>') ? `<think>\n${written}` : written;
+  const text = ended.includes('</think>') && !ended.includes('<think>') ? `<think>\n${ended}` : ended;
   const thought = /<think>([\s\S]*?)<\/think>/i.exec(text);
   const rest = thought === null ? text : text.slice(thought.index + thought[0].length);
   const bodies = [...rest.matchAll(/<tool_call>([\s\S]*?)<\/tool_call>/gi)].map((match) => match[1] as string);
