@@ -1,7 +1,7 @@
 """Batches: Parquet in, micro-batches of tensors out.
 
-Leaves out: packing. Sequences of a micro-batch are right-padded to the longest, which under causal attention
-needs no attention mask; sorting by length keeps the padding small.
+Sequences of a micro-batch lie one behind the other in one row, without padding; attention.py keeps them apart.
+A sequence is never split, so what belongs to it as a whole can be computed where it is.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from .errors import TrainerError
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+NO_FLOATS: Floats = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -35,38 +36,45 @@ class TrainingSequence:
     advantage_N: Floats
     temperature: float
     weight: float
+    # Which of the step's updates it is for.
+    update: int = 0
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences computed together. N = their action tokens, one sequence after another."""
+    """Sequences computed together. T = all their tokens, N = their action tokens, one sequence after another."""
 
-    token_ids_BT: Tensor
-    # Where the hidden state that predicts an action token sits: row, and position one before the token.
-    row_N: Tensor
+    token_ids_T: Tensor
+    length_S: tuple[int, ...]
+    # Which sequence an action token belongs to, and where the hidden state that predicts it sits in the row.
+    sequence_N: Tensor
     source_N: Tensor
     target_N: Tensor
     temperature_N: Tensor
     coefficient_N: Tensor
     advantage_N: Tensor
     behavior_logp_N: Tensor
-    # Logprobs of the trainer's policy when the step's first update began; empty when this is the first.
+    # Logprobs of the trainer's policy before the step's first update; empty when there is only one.
     proximal_logp_N: Tensor
-    num_sequences: int
-    # Without padding.
-    num_tokens: int
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.length_S)
 
 
 def read_batch(path: Path, *, policy_gradient: bool) -> list[TrainingSequence]:
     """Read and check the sequences of one optimizer step."""
     table = _read(path, required=["sequence_id", "token_ids", "mask", "temperature", "weight"])
     count = table.num_rows
-    columns = {
-        name: _lists(table, name, np.float32) for name in ("behavior_logprobs", "advantages", "proximal_logprobs")
-    }
+    columns = {name: _lists(table, name, np.float32) for name in ("behavior_logprobs", "advantages")}
     token_ids, masks = _lists(table, "token_ids", np.int64), _lists(table, "mask", np.int64)
     ids = table.column("sequence_id").to_pylist()
     temperatures, weights = (table.column(name).to_pylist() for name in ("temperature", "weight"))
+    updates = table.column("update").to_pylist() if "update" in table.column_names else [0] * count
+    _require(
+        set(updates) == set(range(len(set(updates)))),
+        f"{path.name}: updates are {sorted(set(updates), key=str)}, not 0, 1, …",
+    )
     sequences = []
     for row in range(count):
         at = f"{path.name}: {ids[row]}"
@@ -87,10 +95,11 @@ def read_batch(path: Path, *, policy_gradient: bool) -> list[TrainingSequence]:
                 token_ids_T=token_ids[row],
                 action_position_N=position_N,
                 behavior_logp_N=picked["behavior_logprobs"],
-                proximal_logp_N=picked["proximal_logprobs"],
+                proximal_logp_N=NO_FLOATS,
                 advantage_N=picked["advantages"],
                 temperature=float(temperatures[row]),
                 weight=float(weights[row]),
+                update=updates[row],
             )
         )
     return sequences
@@ -104,9 +113,10 @@ def read_for_scoring(path: Path, temperature: float) -> tuple[str, list[Training
     names = pq.read_schema(path).names
     id_column = "trajectory_id" if "trajectory_id" in names else "sequence_id"
     table = _read(path, required=[id_column, "token_ids"])
-    none = np.empty(0, np.float32)
     return id_column, [
-        TrainingSequence(sequence_id, tokens, np.arange(1, len(tokens)), none, none, none, temperature, 1.0)
+        TrainingSequence(
+            sequence_id, tokens, np.arange(1, len(tokens)), NO_FLOATS, NO_FLOATS, NO_FLOATS, temperature, 1.0
+        )
         for sequence_id, tokens in zip(
             table.column(id_column).to_pylist(), _lists(table, "token_ids", np.int64), strict=True
         )
@@ -123,13 +133,17 @@ def write_scores(path: Path, id_column: str, ids: Sequence[str], logprobs: Seque
 
 
 def plan_micro_batches(length_S: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group sequences, longest first, so that count × longest stays within max_tokens; one alone may exceed it."""
+    """Groups of at most max_tokens; a longer sequence is a group of its own. First fit, longest first."""
     groups: list[list[int]] = []
+    room: list[int] = []
     for index in sorted(range(len(length_S)), key=lambda i: (-length_S[i], i)):
-        if groups and (len(groups[-1]) + 1) * length_S[groups[-1][0]] <= max_tokens:
-            groups[-1].append(index)
-        else:
+        fits = next((group for group, left in enumerate(room) if length_S[index] <= left), None)
+        if fits is None:
             groups.append([index])
+            room.append(max_tokens - length_S[index])
+        else:
+            groups[fits].append(index)
+            room[fits] -= length_S[index]
     return groups
 
 
@@ -139,29 +153,26 @@ def computed_length(sequence: TrainingSequence) -> int:
 
 
 def build_micro_batch(sequences: Sequence[TrainingSequence], coefficients: Sequence[float]) -> MicroBatch:
-    """Pad the sequences and gather their action tokens."""
+    """Lay the sequences one behind the other and gather their action tokens."""
     lengths = [computed_length(sequence) for sequence in sequences]
-    token_ids_BT = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
-    for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
-        token_ids_BT[row, :length] = torch.from_numpy(sequence.token_ids_T[:length])
+    starts = np.cumsum([0, *lengths[:-1]])
     counts = [len(sequence.action_position_N) for sequence in sequences]
     return MicroBatch(
-        token_ids_BT=token_ids_BT,
-        row_N=torch.from_numpy(np.repeat(np.arange(len(sequences)), counts)),
-        source_N=_join([sequence.action_position_N - 1 for sequence in sequences]),
+        token_ids_T=_join([item.token_ids_T[:length] for item, length in zip(sequences, lengths, strict=True)]),
+        length_S=tuple(lengths),
+        sequence_N=torch.from_numpy(np.repeat(np.arange(len(sequences)), counts)),
+        source_N=_join([start + item.action_position_N - 1 for start, item in zip(starts, sequences, strict=True)]),
         target_N=_join([sequence.token_ids_T[sequence.action_position_N] for sequence in sequences]),
         temperature_N=_spread([sequence.temperature for sequence in sequences], counts),
         coefficient_N=_spread(coefficients, counts),
         advantage_N=_join([sequence.advantage_N for sequence in sequences]),
         behavior_logp_N=_join([sequence.behavior_logp_N for sequence in sequences]),
         proximal_logp_N=_join([sequence.proximal_logp_N for sequence in sequences]),
-        num_sequences=len(sequences),
-        num_tokens=sum(lengths),
     )
 
 
 def _read(path: Path, *, required: Sequence[str]) -> pa.Table:
-    optional = ["behavior_logprobs", "advantages", "proximal_logprobs"]
+    optional = ["behavior_logprobs", "advantages", "update"]
     names = pq.read_schema(path).names
     missing = [name for name in required if name not in names]
     _require(not missing, f"{path.name}: no column {', '.join(missing)}")

@@ -23,16 +23,20 @@ AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "seq_mean_token_sum")
 
 @dataclass(frozen=True)
 class Clip:
-    """Bounds 1 − low and 1 + high of the ratio; `dual` bounds the loss of a negative advantage."""
+    """Bounds 1 − low and 1 + high of the ratio; `dual` bounds the loss of a negative advantage.
+
+    `on` says what is clipped: the surrogate, which then is flat, or the ratio as a detached weight of log π.
+    """
 
     low: float
     high: float
     dual: float | None = None
+    on: str = "surrogate"
 
 
 @dataclass(frozen=True)
 class Kl:
-    """Penalty towards the reference, which is the base without the adapter."""
+    """Penalty towards the reference: where the stage started, or the weights it was opened with for that."""
 
     coefficient: float
     estimator: str = "k3"
@@ -53,6 +57,7 @@ class LossSpec:
 
     kind: str
     aggregation: str = "token_mean"
+    ratio: str = "token"
     clip: Clip | None = None
     kl: Kl | None = None
     importance: Importance | None = None
@@ -71,6 +76,11 @@ def parse_loss_spec(value: Mapping[str, Any]) -> LossSpec:
     spec = _build(LossSpec, parts, "loss")
     _require(spec.kind in ("cross_entropy", "policy_gradient"), f"loss.kind {spec.kind!r}")
     _require(spec.aggregation in AGGREGATIONS, f"loss.aggregation {spec.aggregation!r}")
+    _require(spec.ratio in ("token", "sequence"), f"loss.ratio {spec.ratio!r}")
+    _require(spec.clip is None or spec.clip.on in ("surrogate", "weight"), "loss.clip.on")
+    _require(
+        spec.clip is None or spec.clip.on == "surrogate" or spec.clip.dual is None, "loss.clip.dual needs a surrogate"
+    )
     _require(spec.kl is None or spec.kl.estimator in ("k1", "k2", "k3"), "loss.kl.estimator")
     _require(spec.importance is None or spec.importance.level in ("token", "sequence"), "loss.importance.level")
     return spec
@@ -101,18 +111,25 @@ def cross_entropy(logp_N: Tensor) -> Tensor:
     return -logp_N
 
 
+def policy_gradient(log_ratio_N: Tensor, logp_N: Tensor, advantage_N: Tensor, clip: Clip | None) -> Tensor:
+    """Loss of each token as `clip` says, from log π(token) − log π_old(token) in nats, which carries the gradient.
+
+    Args:
+        advantage_N: one a token, computed outside (GRPO: equal over a trajectory; IGPO: by turn).
+    """
+    if clip is not None and clip.on == "weight":
+        return clipped_weight(log_ratio_N, logp_N, advantage_N, clip)
+    return surrogate(log_ratio_N, advantage_N, clip)
+
+
 def surrogate(log_ratio_N: Tensor, advantage_N: Tensor, clip: Clip | None) -> Tensor:
     """Negative PPO surrogate, one a token.
 
     Without `clip`: −ρA, whose gradient on-policy is that of REINFORCE. With it: −min(ρA, clip(ρ)A)
     (arXiv:1707.06347, eq. 7) with separate bounds (DAPO, arXiv:2503.14476, section 3.1). `dual` = c > 1
     bounds the loss at −cA where A < 0 (arXiv:1912.09729, eq. 5).
-
-    Args:
-        log_ratio_N: log π(token) − log π_old(token), in nats; carries the gradient.
-        advantage_N: one a token, computed outside (GRPO: equal over a trajectory; IGPO: by turn).
     """
-    ratio_N = log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio_N = _ratio(log_ratio_N)
     loss_N = -ratio_N * advantage_N
     if clip is None:
         return loss_N
@@ -122,12 +139,30 @@ def surrogate(log_ratio_N: Tensor, advantage_N: Tensor, clip: Clip | None) -> Te
     return torch.where(advantage_N < 0, torch.minimum(loss_N, -clip.dual * advantage_N), loss_N)
 
 
+def clipped_weight(log_ratio_N: Tensor, logp_N: Tensor, advantage_N: Tensor, clip: Clip) -> Tensor:
+    """−sg(clip(ρ))·A·log π, one a token: every token keeps a gradient (CISPO, arXiv:2506.13585, eq. 4 and 5)."""
+    weight_N = _ratio(log_ratio_N.detach()).clamp(1 - clip.low, 1 + clip.high)
+    return -weight_N * advantage_N * logp_N
+
+
+def sequence_log_ratio(log_ratio_N: Tensor, sequence_N: Tensor, num_sequences: int) -> Tensor:
+    """The mean log-ratio of a token's sequence, at each of its tokens: GSPO's length-normalised ratio.
+
+    arXiv:2507.18071, eq. 7. Its gradient reaches every action token of the sequence, so all of them must be here.
+    """
+    tokens_S = sum_by_sequence(torch.ones_like(log_ratio_N), sequence_N, num_sequences).clamp(min=1)
+    return (sum_by_sequence(log_ratio_N, sequence_N, num_sequences) / tokens_S)[sequence_N]
+
+
 def clipped(log_ratio_N: Tensor, advantage_N: Tensor, clip: Clip | None) -> Tensor:
-    """True where the surrogate is flat, so the token gives no gradient."""
+    """True where the clip acts: the surrogate is flat and the token gives no gradient, or its weight was cut."""
     if clip is None:
         return torch.zeros_like(advantage_N, dtype=torch.bool)
     ratio_N = log_ratio_N.exp()
-    flat_N = ((ratio_N > 1 + clip.high) & (advantage_N > 0)) | ((ratio_N < 1 - clip.low) & (advantage_N < 0))
+    above_N, below_N = ratio_N > 1 + clip.high, ratio_N < 1 - clip.low
+    if clip.on == "weight":
+        return above_N | below_N
+    flat_N = (above_N & (advantage_N > 0)) | (below_N & (advantage_N < 0))
     if clip.dual is not None:
         flat_N |= (ratio_N > clip.dual) & (advantage_N < 0)
     return flat_N
@@ -171,6 +206,10 @@ def kl_penalty(logp_N: Tensor, reference_logp_N: Tensor, estimator: str) -> Tens
 def sum_by_sequence(value_N: Tensor, sequence_N: Tensor, num_sequences: int) -> Tensor:
     """Sums over the action tokens of each sequence, [S]."""
     return value_N.new_zeros(num_sequences).index_add(0, sequence_N, value_N)
+
+
+def _ratio(log_ratio_N: Tensor) -> Tensor:
+    return log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def _build(part: type[T], value: Mapping[str, Any], at: str) -> T:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .attention import PACKED_ATTENTION, sequence_arguments
 from .chain import Link, merge_chain, refuse_unmatched
 from .errors import TrainerError
 from .logprobs import token_logprobs
@@ -21,7 +22,7 @@ def load_model(directory: Path, dtype: torch.dtype, parents: Sequence[Link] = ()
     model: Any = AutoModelForCausalLM.from_pretrained(  # Any: transformers types it as a mixin
         directory,
         dtype=torch.float32 if parents else dtype,
-        attn_implementation="sdpa",
+        attn_implementation=PACKED_ATTENTION,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
@@ -48,18 +49,19 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         raise TrainerError("MODEL_UNSUPPORTED", f"{config.model_type} has no plain linear output head")
 
 
-def final_hidden(model: Any, token_ids_BT: Tensor, autocast: Any) -> Tensor:
-    """Hidden states after the last norm. Without an attention mask SDPA takes its causal path."""
+def final_hidden(model: Any, token_ids_T: Tensor, length_S: Sequence[int], autocast: Any) -> Tensor:
+    """Hidden states [T, H] after the last norm, of sequences of these lengths one behind the other."""
+    arguments = sequence_arguments(length_S, token_ids_T.device)
     with autocast:
-        return model.get_decoder()(input_ids=token_ids_BT, use_cache=False).last_hidden_state
+        return model.get_decoder()(input_ids=token_ids_T[None], use_cache=False, **arguments).last_hidden_state[0]
 
 
 @torch.no_grad()
 def prompt_logprobs(model: Any, token_ids: Sequence[int]) -> list[float]:
     """Logprobs of all tokens but the first at temperature 1, one forward."""
     token_ids_T = torch.tensor(token_ids)
-    hidden_BTH = final_hidden(model, token_ids_T[None], nullcontext())
+    hidden_TH = final_hidden(model, token_ids_T, [len(token_ids)], nullcontext())
     logp_N, _ = token_logprobs(
-        hidden_BTH[0, :-1], model.get_output_embeddings().weight, token_ids_T[1:], torch.ones(len(token_ids) - 1)
+        hidden_TH[:-1], model.get_output_embeddings().weight, token_ids_T[1:], torch.ones(len(token_ids) - 1)
     )
     return logp_N.tolist()

@@ -1,7 +1,7 @@
 """The policy being trained: a base with its merged parents, and a fresh adapter or its own full weights."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .data import MicroBatch
 from .errors import TrainerError
+from .logprobs import token_logprobs
 from .lora import fuse_lora
 from .model import final_hidden, refuse_unsupported
 from .progress import Progress
@@ -54,6 +56,7 @@ class Policy:
         else:
             self._peft = _add_adapter(model, adapter, seed)
             self.model = self._peft.get_base_model()
+        self._reference: Any | None = None
         self._dropouts = [] if adapter is None else [item for item in model.modules() if isinstance(item, nn.Dropout)]
         self.device = next(model.parameters()).device
         self.parameters: dict[str, nn.Parameter] = {
@@ -65,17 +68,45 @@ class Policy:
         """The output head; logits are hidden states times its transpose."""
         return self.model.get_output_embeddings().weight
 
-    def hidden_states(self, token_ids_BT: Tensor) -> Tensor:
-        """Last hidden states [B, T, H] of right-padded sequences; padding is computed and must be ignored."""
-        return final_hidden(self.model, token_ids_BT.to(self.device), self._autocast())
+    def hidden_states(self, token_ids_T: Tensor, length_S: Sequence[int]) -> Tensor:
+        """Last hidden states [T, H] of sequences that lie one behind the other; none sees another."""
+        return final_hidden(self.model, token_ids_T.to(self.device), length_S, self._autocast())
 
-    def reference(self) -> Any:
-        """A block in which the adapter is off, so the policy is its own starting point."""
-        if self._peft is None:
-            raise TrainerError(
-                "KL_REFERENCE", "the KL reference is the base without its adapter; full training has none"
-            )
-        return self._peft.disable_adapter()
+    def action_logprobs(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy at each action token, on the CPU."""
+        hidden_TH = self.hidden_states(micro_batch.token_ids_T, micro_batch.length_S)
+        logp_N, entropy_N = token_logprobs(
+            hidden_TH[micro_batch.source_N.to(self.device)],
+            self.head_VH,
+            micro_batch.target_N.to(self.device),
+            micro_batch.temperature_N.to(self.device),
+        )
+        return logp_N.cpu(), entropy_N.cpu()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """A block in which the policy is the KL reference: its own start, or the model that `refer_to` was given."""
+        if self._reference is not None:
+            own, self.model = self.model, self._reference
+            try:
+                yield
+            finally:
+                self.model = own
+        elif self._peft is not None:
+            with self._peft.disable_adapter():
+                yield
+        else:
+            raise TrainerError("KL_REFERENCE", "full training has no reference in itself; one must be loaded")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether `refer_to` was called."""
+        return self._reference is not None
+
+    def refer_to(self, model: PreTrainedModel) -> None:
+        """Measure the KL term to this frozen model."""
+        model.requires_grad_(False)
+        self._reference = model
 
     def tick_layers(self, progress: Progress) -> None:
         """Count every layer's forward and backward as work done, so long micro-batches still show progress."""

@@ -59,6 +59,8 @@ class Trainer:
             raise TrainerError("BAD_REQUEST", f"{method}: no parameter {error}") from error
         except Exception as error:
             traceback.print_exc()
+            if self._stage is not None and self._stage.half_changed:
+                self._stage = None  # whoever asks next hears NOT_OPEN and opens the last checkpoint again
             raise classify(error) from error
 
     def where(self) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The trainer's state for one stage: what the server's methods act on."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from .attention import refuse_contamination
 from .chain import open_chain
 from .checkpoint import load_checkpoint, save_checkpoint, save_weights
 from .data import read_batch, read_for_scoring, write_scores
@@ -20,7 +22,7 @@ from .policy import AdapterSpec, Policy
 from .progress import Progress
 from .step import score, train_step
 
-# Padded tokens of a micro-batch when the caller does not say: on a CPU, more cost memory and padding and win nothing.
+# Tokens of a micro-batch when the caller does not say: on a CPU, more cost memory and win little.
 DEFAULT_MICRO_BATCH_TOKENS = 1024
 
 
@@ -32,6 +34,10 @@ class Stage:
         self._progress = progress
         self._base = Path(params["base_dir"])
         self._parents = [Path(path) for path in params.get("parents") or []]
+        reference_parents = params.get("reference_parents")
+        self._reference_parents = None if reference_parents is None else [Path(path) for path in reference_parents]
+        # A step failed after some of its updates: these are the weights of no checkpoint.
+        self.half_changed = False
         self._checkpoint_activations: bool | None = params.get("activation_checkpointing")
         _set_threads(params)
         adapter = None if params.get("adapter") is None else AdapterSpec.parse(params["adapter"])
@@ -63,10 +69,12 @@ class Stage:
         if step != self.step + 1:
             raise TrainerError("STEP_ORDER", f"step {step} was asked for after step {self.step}")
         loss = parse_loss_spec(params["loss"])
+        if loss.kl is not None:
+            self._load_reference()
         sequences = read_batch(Path(params["batch"]), policy_gradient=loss.kind == "policy_gradient")
         # Random numbers follow from seed and step: a replay draws the same ones whatever ran before it.
         torch.manual_seed(((self._seed & 0x7FFFFFFF) << 32) + step)
-        with self._progress.phase("step"):
+        with self._progress.phase("step"), self._noticing_half_steps():
             metrics = train_step(
                 self._policy,
                 self._optimizer,
@@ -125,15 +133,38 @@ class Stage:
             "threads": str(torch.get_num_threads()),
         }
 
+    @contextmanager
+    def _noticing_half_steps(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainerError as error:
+            self.half_changed = error.code == "HALF_STEP"
+            raise
+
     def _load_policy(self, adapter: AdapterSpec | None) -> Policy:
-        # Full training keeps fp32 master weights whatever it computes in.
-        held = torch.float32 if adapter is None else DTYPES[self._dtype]
         with self._progress.phase("loading"):
-            model: Any = load_model(self._base, held, open_chain(self._parents))
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            model = self._load_model(self._parents, adapter)
+            refuse_contamination(model.get_decoder())
             policy = Policy(model, adapter, dtype=DTYPES[self._dtype], seed=self._seed)
         policy.tick_layers(self._progress)
         return policy
+
+    def _load_model(self, parents: Sequence[Path], adapter: AdapterSpec | None) -> Any:
+        # Full training keeps fp32 master weights whatever it computes in.
+        held = torch.float32 if adapter is None else DTYPES[self._dtype]
+        model: Any = load_model(self._base, held, open_chain(parents))
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _load_reference(self) -> None:
+        """The first loss with a KL term needs it: a second, frozen model, unless the policy holds its own start.
+
+        It is held as the policy is, so that at the start the two agree to the last bit.
+        """
+        if self._policy.has_reference or (self._policy.adapter is not None and self._reference_parents is None):
+            return
+        parents = self._parents if self._reference_parents is None else self._reference_parents
+        with self._progress.phase("loading"):
+            self._policy.refer_to(self._load_model(parents, self._policy.adapter))
 
     def _resume(self, directory: Path) -> None:
         with self._progress.phase("loading"):

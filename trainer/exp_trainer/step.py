@@ -1,15 +1,17 @@
-"""One optimizer step from a whole batch, and scoring without a step."""
+"""One step from a whole batch: its updates in their order; and scoring without a step."""
 
 import math
 import resource
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .data import (
+    NO_FLOATS,
     Floats,
     MicroBatch,
     TrainingSequence,
@@ -17,25 +19,43 @@ from .data import (
     computed_length,
     plan_micro_batches,
 )
-from .errors import TrainerError
-from .logprobs import token_logprobs
+from .errors import TrainerError, classify
 from .loss import (
     LossSpec,
     clipped,
     cross_entropy,
     importance_weights,
     kl_penalty,
-    surrogate,
+    policy_gradient,
+    sequence_log_ratio,
+    sum_by_sequence,
     token_coefficients,
 )
 from .policy import Policy
 from .progress import Progress
 
-# Padded tokens up to which a micro-batch keeps its activations when nobody says otherwise: 3 MB a token for 135M
+# Tokens up to which a micro-batch keeps its activations when nobody says otherwise: 3 MB a token for 135M
 # parameters in fp32, while computing them again costs a third more time.
 KEPT_TOKENS = 2048
 
-Sums = dict[str, float]
+# What a step counts; everything else it sums over action tokens is told as a mean.
+COUNTS = frozenset({"loss", "tokens", "action_tokens", "sequences", "sequences_vetoed", "micro_batches"})
+
+
+@dataclass
+class Tally:
+    """Sums of what one update did, and the mismatch of each of its action tokens, for exact quantiles."""
+
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    mismatch: list[Tensor] = field(default_factory=list)
+
+    def add(self, name: str, value_N: Tensor) -> None:
+        """Sum a value over action tokens."""
+        self.sums[name] += value_N.detach().double().sum().item()
+
+    def mean(self, name: str) -> float:
+        """Over action tokens."""
+        return self.sums[name] / self.sums["action_tokens"]
 
 
 def train_step(
@@ -50,25 +70,50 @@ def train_step(
     checkpoint_activations: bool | None,
     progress: Progress,
 ) -> dict[str, float]:
-    """Accumulate the gradient over micro-batches, update once, and say what happened.
+    """Take the updates of a step in their order, and say what happened.
 
-    The weights change only in the last line but one: whatever fails before leaves them as they were.
+    With more than one, the logprobs that ratios are taken to are computed for all of them before the first.
+    An update changes the weights in its last line: what fails before the first has changed them leaves them as they
+    were; what fails later raises HALF_STEP.
     """
     started = time.perf_counter()
-    optimizer.zero_grad(set_to_none=True)
-    sums = accumulate_gradient(
-        policy,
-        sequences,
-        spec,
-        micro_batch_tokens=micro_batch_tokens,
-        checkpoint_activations=checkpoint_activations,
-        progress=progress,
-    )
-    grad_norm = _clip_gradient(list(policy.parameters.values()), max_grad_norm)
+    _check_vocabulary(sequences, policy.head_VH.shape[0])
+    updates = _updates(sequences)
+    for update in updates:
+        _coefficients(update, spec)  # raises for a batch that could not be finished
+    if len(updates) > 1 and spec.kind == "policy_gradient":
+        updates = _updates(_with_proximal(policy, sequences, micro_batch_tokens=micro_batch_tokens, progress=progress))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimizer.step()
-    return _metrics(sums, grad_norm=grad_norm, learning_rate=learning_rate, seconds=time.perf_counter() - started)
+    tallies: list[Tally] = []
+    grad_norms: list[float] = []
+    for number, update in enumerate(updates):
+        try:
+            optimizer.zero_grad(set_to_none=True)
+            tallies.append(
+                accumulate_gradient(
+                    policy,
+                    update,
+                    spec,
+                    micro_batch_tokens=micro_batch_tokens,
+                    checkpoint_activations=checkpoint_activations,
+                    progress=progress,
+                )
+            )
+            grad_norms.append(_clip_gradient(list(policy.parameters.values()), max_grad_norm))
+            optimizer.step()
+        except Exception as error:
+            if number == 0:
+                raise
+            raise _half_step(error, number, len(updates)) from error
+    seconds = time.perf_counter() - started
+    return {
+        **_metrics(tallies, grad_norms),
+        "learning_rate": learning_rate,
+        "seconds": seconds,
+        "tokens_per_second": sum(tally.sums["tokens"] for tally in tallies) / seconds,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+    }
 
 
 def accumulate_gradient(
@@ -79,25 +124,22 @@ def accumulate_gradient(
     micro_batch_tokens: int,
     checkpoint_activations: bool | None,
     progress: Progress,
-) -> Sums:
-    """Add the gradient of the whole batch's loss to the parameters; sums of the metrics over action tokens."""
-    _check_vocabulary(sequences, policy.head_VH.shape[0])
-    coefficients = token_coefficients(
-        spec.aggregation, [len(item.action_position_N) for item in sequences], [item.weight for item in sequences]
-    )
+) -> Tally:
+    """Add the gradient of one update's loss to the parameters."""
+    coefficients = _coefficients(sequences, spec)
     # A sequence that counts nothing in the loss need not be computed.
     active = [index for index, coefficient in enumerate(coefficients) if coefficient > 0]
-    sums: Sums = defaultdict(float)
+    tally = Tally()
     groups = plan_micro_batches([computed_length(sequences[index]) for index in active], micro_batch_tokens)
     for group in groups:
         picked = [active[index] for index in group]
         micro_batch = build_micro_batch([sequences[i] for i in picked], [coefficients[i] for i in picked])
-        size = micro_batch.token_ids_BT.numel()
+        size = len(micro_batch.token_ids_T)
         again = size > KEPT_TOKENS if checkpoint_activations is None else checkpoint_activations
         with policy.training(checkpointed=again):
-            _micro_batch_loss(policy, micro_batch, spec, sums).backward()
+            _micro_batch_loss(policy, micro_batch, spec, tally).backward()
         progress.tick()
-    return sums
+    return tally
 
 
 @torch.no_grad()
@@ -108,88 +150,101 @@ def score(
     micro_batch_tokens: int,
     progress: Progress,
 ) -> list[Floats]:
-    """Logprobs in nats of every token but the first, sequence by sequence, at each sequence's temperature."""
+    """Logprobs in nats of each sequence's action tokens, at its temperature."""
     _check_vocabulary(sequences, policy.head_VH.shape[0])
-    scores: list[Floats] = [item.advantage_N for item in sequences]  # empty arrays, for sequences of one token
+    scores: list[Floats] = [NO_FLOATS for _ in sequences]
     scored = [index for index, item in enumerate(sequences) if len(item.action_position_N)]
     for group in plan_micro_batches([computed_length(sequences[i]) for i in scored], micro_batch_tokens):
         picked = [scored[index] for index in group]
         micro_batch = build_micro_batch([sequences[i] for i in picked], [0.0] * len(picked))
-        logp_N, _ = _action_logprobs(policy, micro_batch)
-        for row, index in enumerate(picked):
-            scores[index] = logp_N[micro_batch.row_N == row].numpy()
+        logp_N, _ = policy.action_logprobs(micro_batch)
+        for place, index in enumerate(picked):
+            scores[index] = logp_N[micro_batch.sequence_N == place].numpy()
         progress.tick()
     return scores
 
 
-def _micro_batch_loss(policy: Policy, micro_batch: MicroBatch, spec: LossSpec, sums: Sums) -> Tensor:
-    """This micro-batch's share of the step's loss; adds its metrics to `sums`."""
-    logp_N, entropy_N = _action_logprobs(policy, micro_batch)
+def _updates(sequences: Sequence[TrainingSequence]) -> list[list[TrainingSequence]]:
+    count = 1 + max((item.update for item in sequences), default=0)
+    return [[item for item in sequences if item.update == number] for number in range(count)]
+
+
+def _coefficients(sequences: Sequence[TrainingSequence], spec: LossSpec) -> list[float]:
+    tokens_S = [len(item.action_position_N) for item in sequences]
+    return token_coefficients(spec.aggregation, tokens_S, [item.weight for item in sequences])
+
+
+def _with_proximal(
+    policy: Policy, sequences: Sequence[TrainingSequence], *, micro_batch_tokens: int, progress: Progress
+) -> list[TrainingSequence]:
+    scores = score(policy, sequences, micro_batch_tokens=micro_batch_tokens, progress=progress)
+    return [replace(item, proximal_logp_N=logp_N) for item, logp_N in zip(sequences, scores, strict=True)]
+
+
+def _half_step(error: Exception, taken: int, updates: int) -> TrainerError:
+    return TrainerError(
+        "HALF_STEP",
+        f"update {taken + 1} of {updates} failed after {taken} had changed the weights; "
+        f"the stage must be opened again from its last checkpoint: {classify(error).message}",
+    )
+
+
+def _micro_batch_loss(policy: Policy, micro_batch: MicroBatch, spec: LossSpec, tally: Tally) -> Tensor:
+    """This micro-batch's share of the update's loss; adds its metrics to the tally."""
+    logp_N, entropy_N = policy.action_logprobs(micro_batch)
     if spec.kind == "cross_entropy":
         loss_N = cross_entropy(logp_N)
     else:
-        loss_N = _policy_gradient(logp_N, micro_batch, spec, sums)
+        loss_N = _policy_gradient(logp_N, micro_batch, spec, tally)
     if spec.kl is not None:
         with torch.no_grad(), policy.reference():
-            reference_logp_N, _ = _action_logprobs(policy, micro_batch)
+            reference_logp_N, _ = policy.action_logprobs(micro_batch)
         penalty_N = kl_penalty(logp_N, reference_logp_N, spec.kl.estimator)
         loss_N = loss_N + spec.kl.coefficient * penalty_N
-        _add(sums, "kl_reference", penalty_N)
+        tally.add("kl_reference", penalty_N)
     if spec.entropy:
         loss_N = loss_N - spec.entropy * entropy_N
     loss = (loss_N * micro_batch.coefficient_N).sum()
-    _add(sums, "entropy", entropy_N)
-    sums["loss"] += loss.item()
-    sums["tokens"] += micro_batch.num_tokens
-    sums["padded_tokens"] += micro_batch.token_ids_BT.numel()
-    sums["action_tokens"] += len(logp_N)
-    sums["sequences"] += micro_batch.num_sequences
-    sums["micro_batches"] += 1
+    tally.add("entropy", entropy_N)
+    tally.sums["loss"] += loss.item()
+    tally.sums["tokens"] += len(micro_batch.token_ids_T)
+    tally.sums["action_tokens"] += len(logp_N)
+    tally.sums["sequences"] += micro_batch.num_sequences
+    tally.sums["micro_batches"] += 1
     return loss
 
 
-def _policy_gradient(logp_N: Tensor, micro_batch: MicroBatch, spec: LossSpec, sums: Sums) -> Tensor:
-    """Surrogate loss of each action token.
+def _policy_gradient(logp_N: Tensor, micro_batch: MicroBatch, spec: LossSpec, tally: Tally) -> Tensor:
+    """Loss of each action token.
 
     Without importance correction the ratio is taken to the engine's logprobs. With it, the ratio is taken to
-    the trainer's own logprobs at the start of the rollout's first update (`proximal_logprobs`, or the present
-    ones when this is that update), and the engine's share becomes a truncated weight (arXiv:2505.24034 calls
-    the former pi_prox).
+    the trainer's own logprobs before the step's first update (`proximal_logp_N`, or the present ones when this is
+    the only update), and the engine's share becomes a truncated weight (arXiv:2505.24034 calls the former pi_prox).
     """
     behavior_logp_N, advantage_N = micro_batch.behavior_logp_N, micro_batch.advantage_N
-    old_logp_N = behavior_logp_N
-    weight_N = None
-    if spec.importance is not None:
-        given = len(micro_batch.proximal_logp_N) == len(logp_N)
-        old_logp_N = micro_batch.proximal_logp_N if given else logp_N.detach()
-        weight_N = importance_weights(
-            old_logp_N - behavior_logp_N, micro_batch.row_N, micro_batch.num_sequences, spec.importance
-        )
-        _add(sums, "importance_mean", weight_N)
-        _add(sums, "importance_veto_share", weight_N == 0)
-        if spec.importance.truncate is not None:
-            _add(sums, "importance_truncated_share", weight_N >= spec.importance.truncate)
-    log_ratio_N = logp_N - old_logp_N
-    loss_N = surrogate(log_ratio_N, advantage_N, spec.clip)
-    mismatch_N = behavior_logp_N - logp_N.detach()
-    _add(sums, "ratio_mean", log_ratio_N.detach().exp())
-    _add(sums, "clip_share", clipped(log_ratio_N.detach(), advantage_N, spec.clip))
-    _add(sums, "kl_behavior", mismatch_N)
-    _add(sums, "mismatch_abs", mismatch_N.abs())
-    sums["mismatch_max"] = max(sums["mismatch_max"], mismatch_N.abs().max().item())
-    _add(sums, "advantage_mean", advantage_N)
-    return loss_N if weight_N is None else loss_N * weight_N
-
-
-def _action_logprobs(policy: Policy, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy at each action token, on the CPU."""
-    hidden_BTH = policy.hidden_states(micro_batch.token_ids_BT)
-    device = hidden_BTH.device
-    hidden_NH = hidden_BTH[micro_batch.row_N.to(device), micro_batch.source_N.to(device)]
-    logp_N, entropy_N = token_logprobs(
-        hidden_NH, policy.head_VH, micro_batch.target_N.to(device), micro_batch.temperature_N.to(device)
+    given = len(micro_batch.proximal_logp_N) == len(logp_N)
+    # What the engine's logprobs would be if it computed as the trainer does.
+    own_logp_N = micro_batch.proximal_logp_N if given else logp_N.detach()
+    tally.mismatch.append((behavior_logp_N - own_logp_N).abs())
+    log_ratio_N = logp_N - (behavior_logp_N if spec.importance is None else own_logp_N)
+    if spec.ratio == "sequence":
+        log_ratio_N = sequence_log_ratio(log_ratio_N, micro_batch.sequence_N, micro_batch.num_sequences)
+    loss_N = policy_gradient(log_ratio_N, logp_N, advantage_N, spec.clip)
+    tally.add("ratio_mean", log_ratio_N.detach().exp())
+    tally.add("clip_share", clipped(log_ratio_N.detach(), advantage_N, spec.clip))
+    tally.add("kl_behavior", behavior_logp_N - logp_N.detach())
+    if spec.importance is None:
+        return loss_N
+    weight_N = importance_weights(
+        own_logp_N - behavior_logp_N, micro_batch.sequence_N, micro_batch.num_sequences, spec.importance
     )
-    return logp_N.cpu(), entropy_N.cpu()
+    vetoed_S = sum_by_sequence((weight_N == 0).float(), micro_batch.sequence_N, micro_batch.num_sequences) > 0
+    tally.add("importance_mean", weight_N)
+    tally.add("importance_veto_share", weight_N == 0)
+    tally.sums["sequences_vetoed"] += int(vetoed_S.sum())
+    if spec.importance.truncate is not None:
+        tally.add("importance_truncated_share", weight_N >= spec.importance.truncate)
+    return loss_N * weight_N
 
 
 def _clip_gradient(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
@@ -197,22 +252,42 @@ def _clip_gradient(parameters: list[torch.nn.Parameter], max_norm: float) -> flo
     total = torch.nn.utils.get_total_norm(gradients)
     grad_norm = total.item()
     if not math.isfinite(grad_norm):
-        raise TrainerError("NON_FINITE", f"the gradient norm is {grad_norm}; the weights were left as they were")
+        raise TrainerError("NON_FINITE", f"the gradient norm is {grad_norm}; this update was not taken")
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return grad_norm
 
 
-def _metrics(sums: Sums, *, grad_norm: float, learning_rate: float, seconds: float) -> dict[str, float]:
-    totals = {"loss", "tokens", "padded_tokens", "action_tokens", "sequences", "micro_batches", "mismatch_max"}
-    means = {name: value / sums["action_tokens"] for name, value in sums.items() if name not in totals}
+def _metrics(tallies: Sequence[Tally], grad_norms: Sequence[float]) -> dict[str, float]:
+    """Over a whole step: counts are sums, the loss and its gradient's norm means over updates, the rest over tokens."""
+    whole = Tally()
+    for tally in tallies:
+        for name, value in tally.sums.items():
+            whole.sums[name] += value
+        whole.mismatch += tally.mismatch
+    count = len(tallies)
+    metrics = {name: value if name in COUNTS else whole.mean(name) for name, value in whole.sums.items()}
+    metrics |= {"updates": float(count), "loss": whole.sums["loss"] / count, "grad_norm": sum(grad_norms) / count}
+    if count > 1:
+        # The first update is on-policy; how far the last one strayed says whether there were too many.
+        last = tallies[-1]
+        metrics |= {"grad_norm_max": max(grad_norms)}
+        metrics |= {f"{name}_last": last.mean(name) for name in ("clip_share", "kl_behavior") if name in last.sums}
+    return metrics | _mismatch_metrics(whole.mismatch)
+
+
+def _mismatch_metrics(mismatch: Sequence[Tensor]) -> dict[str, float]:
+    """|log π_engine − log π_trainer| over the step's action tokens, in nats, before its first update.
+
+    The 99th percentile is the smallest value that at least 99 % of the tokens do not exceed.
+    """
+    if not mismatch:
+        return {}
+    value_N = torch.cat(list(mismatch))
+    rank = math.ceil(0.99 * len(value_N))
     return {
-        **{name: value for name, value in sums.items() if name in totals},
-        **means,
-        "grad_norm": grad_norm,
-        "learning_rate": learning_rate,
-        "seconds": seconds,
-        "tokens_per_second": sums["tokens"] / seconds,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+        "mismatch_abs": value_N.double().mean().item(),
+        "mismatch_p99": value_N.kthvalue(rank).values.item(),
+        "mismatch_max": value_N.max().item(),
     }
 
 
@@ -222,7 +297,3 @@ def _check_vocabulary(sequences: Sequence[TrainingSequence], vocabulary: int) ->
             raise TrainerError(
                 "BATCH_INVALID", f"{item.sequence_id}: a token id is outside the vocabulary of {vocabulary}"
             )
-
-
-def _add(sums: Sums, name: str, value_N: Tensor) -> None:
-    sums[name] += value_N.detach().double().sum().item()
