@@ -2,9 +2,9 @@ import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Context } from '@temporalio/activity';
 import type { CheckpointBody } from '../schemas/artifact.ts';
-import type { Checkpoint } from '../schemas/checkpoint.ts';
+import { type Checkpoint, linksOf } from '../schemas/checkpoint.ts';
 import { ExpError } from '../schemas/errors.ts';
-import { type NodeOf, nodeOf } from '../schemas/node-parameters.ts';
+import { type AdapterParameters, type NodeOf, nodeOf } from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { linkBlob } from './adapters/blob-store.ts';
@@ -18,7 +18,7 @@ import { heartbeatWhile } from './heartbeat.ts';
 import type { NodeRef, TrainerActivities } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
-import { checkpointOf, parentCheckpoint } from './resolve-checkpoint.ts';
+import { checkpointOf, parentCheckpoint, referenceCheckpoint } from './resolve-checkpoint.ts';
 
 export interface TrainStageDeps {
   plans: PlanReader;
@@ -73,13 +73,14 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
     if (last?.step !== step || !last.saved) throw new ExpError('CHECKPOINT', ref.id, `step ${step} was not saved`);
     const { digest: _, ...weights } = await checkpointAfter(deps, ref, last.saved);
     const body: CheckpointBody = { ...weights, step, stop_reason: reason };
+    const { adapter } = stageOf(await plans.node(ref)).parameters;
     await host.assertHeld(ref.key, epoch);
     return store.publish({
       key: ref.key,
       kind: ref.kind,
       inputs: await plans.lineage(ref),
       files: {
-        'adapter.safetensors': await store.openBlob(last.saved.adapter),
+        [weightsFile(adapter)]: await store.openBlob(last.saved.adapter),
         'optimizer.safetensors': await store.openBlob(last.saved.optimizer),
         'trainer_state.json': await store.openBlob(last.saved.trainer_state),
       },
@@ -102,8 +103,16 @@ async function trainedWith(store: ArtifactStore, { trainer_state }: SavedState):
 
 async function checkpointAfter({ plans }: TrainStageDeps, ref: NodeRef, saved: SavedState | null): Promise<Checkpoint> {
   const parent = await parentCheckpoint(plans, ref);
-  return saved ? checkpointOf({ ...parent, adapters: [...parent.adapters, saved.adapter] }) : parent;
+  if (saved === null) return parent;
+  const { adapter } = stageOf(await plans.node(ref)).parameters;
+  // Full weights replace all that was there before them.
+  if (adapter === null) return checkpointOf({ ...parent, weights: saved.adapter, adapters: [] });
+  return checkpointOf({ ...parent, adapters: [...parent.adapters, saved.adapter] });
 }
+
+/** As `save` of the trainer names them. */
+const weightsFile = (adapter: AdapterParameters | null): string =>
+  adapter === null ? 'model.safetensors' : 'adapter.safetensors';
 
 /** Make the process stand right after `step`: open it from the last saved state and replay the batches since. */
 async function bringTo(
@@ -143,20 +152,23 @@ async function open(
   const { plans, trainer, store, work } = deps;
   const node = await plans.node(ref);
   const parent = await parentCheckpoint(plans, ref);
+  const reference = await referenceCheckpoint(plans, ref);
+  const filesOf = (checkpoint: Checkpoint) => Promise.all(linksOf(checkpoint).map((sha256) => store.openBlob(sha256)));
   const { optimizer, adapter, policy } = stageOf(node).parameters;
   await mkdir(work, { recursive: true });
   const resume = last?.saved ? await mkdtemp(join(work, 'resume-')) : null;
   try {
     if (resume && last?.saved) {
-      await linkBlob(await store.openBlob(last.saved.adapter), join(resume, 'adapter.safetensors'));
+      await linkBlob(await store.openBlob(last.saved.adapter), join(resume, weightsFile(adapter)));
       await linkBlob(await store.openBlob(last.saved.optimizer), join(resume, 'optimizer.safetensors'));
       await linkBlob(await store.openBlob(last.saved.trainer_state), join(resume, 'trainer_state.json'));
     }
     await callTrainer(client, 'open', {
       stage_key: ref.key,
-      // The chain of adapters, not the merged directory: that one is rounded for serving.
+      // The chain of what was trained, not the merged directory: that one is rounded for serving.
       base_dir: deps.modelDir(parent.model),
-      parents: await Promise.all(parent.adapters.map((sha256) => store.openBlob(sha256))),
+      parents: await filesOf(parent),
+      ...(reference && { reference_parents: await filesOf(reference) }),
       adapter,
       optimizer: { ...optimizer, total_steps: steps },
       dtype: policy.dtype,
@@ -219,9 +231,9 @@ async function save({ store, work }: TrainStageDeps, client: TrainerClient): Pro
   const folder = await mkdtemp(join(work, 'save-'));
   try {
     const dir = join(folder, 'state');
-    await callTrainer(client, 'save', { dir });
+    const { files } = await callTrainer(client, 'save', { dir });
     return {
-      adapter: await store.putBlob(join(dir, 'adapter.safetensors')),
+      adapter: await store.putBlob(join(dir, files.weights)),
       optimizer: await store.putBlob(join(dir, 'optimizer.safetensors')),
       trainer_state: await store.putBlob(join(dir, 'trainer_state.json')),
     };

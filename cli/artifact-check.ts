@@ -2,6 +2,7 @@
 import type { ListedArtifact } from '../activities/adapters/artifact-store.ts';
 import type { CheckpointBody, Manifest } from '../schemas/artifact.ts';
 import { contentKey } from '../schemas/canonical.ts';
+import { linksOf } from '../schemas/checkpoint.ts';
 import type { Stack } from './open-stack.ts';
 
 export interface ArtifactCheck {
@@ -25,7 +26,7 @@ export async function checkArtifact(stack: Stack, row: ListedArtifact): Promise<
     check.files += 1;
     check.bytes += bytes;
   }
-  await checkAdapters(stack, manifest, check);
+  await checkLinks(stack, manifest, check);
   if (!(await stack.verifyLive(row)))
     check.broken.push(
       kind === 'corpus' ? 'its pages are not all there, or changed' : 'its index is not there, or changed',
@@ -51,12 +52,13 @@ async function checkManifest(
   return manifest;
 }
 
-/** Weights are a chain: the earlier adapters are files of other artifacts. */
-async function checkAdapters({ store }: Stack, { kind, body, files }: Manifest, check: ArtifactCheck): Promise<void> {
+/** Weights are a chain: the earlier links are files of other artifacts. */
+async function checkLinks({ store }: Stack, { kind, body, files }: Manifest, check: ArtifactCheck): Promise<void> {
   if (kind !== 'sft' && kind !== 'rl') return;
   const own = new Set(files.map(({ sha256 }) => sha256));
-  for (const sha256 of (body as unknown as CheckpointBody).adapters ?? []) {
+  const { weights, adapters = [] } = body as unknown as CheckpointBody;
+  for (const sha256 of linksOf({ weights, adapters })) {
     const state = own.has(sha256) ? 'whole' : await store.checkBlob(sha256);
-    if (state !== 'whole') check.broken.push(`adapter ${sha256} below its own is ${state}`);
+    if (state !== 'whole') check.broken.push(`weights ${sha256} below its own: ${state}`);
   }
 }

@@ -3,7 +3,7 @@ import type { Experiment } from '../schemas/experiment.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
 import type { DatasetEntry, Profile } from '../schemas/profile.ts';
 import { digestOfModel, isMissing, lookUp } from './profile.ts';
-import { agentOf, allProtocols, benchmarkAgent, benchmarkContext, datasetOf, trains } from './stages.ts';
+import { agentOf, allProtocols, benchmarkAgent, benchmarkContext, datasetOf } from './stages.ts';
 
 export interface ResolvedNames {
   policy: { model: string; sha256: string; context_length: number | null };
@@ -174,22 +174,16 @@ function* unexecutedSampling(experiment: Experiment): Unexecuted {
   }
 }
 
-function* unexecutedLearning({ curriculum, policy }: Experiment): Unexecuted {
-  if (policy.adapter === undefined && Object.values(curriculum).some(trains))
-    yield ['policy.adapter', 'training all weights (there is no adapter)'];
+function* unexecutedLearning({ curriculum }: Experiment): Unexecuted {
   for (const [name, stage] of Object.entries(curriculum)) {
     const path = `curriculum.${name}`;
     if ((stage.resources?.gpu ?? 0) > 0) yield [`${path}.resources.gpu`, 'training on GPUs'];
     if (stage.kind !== 'sft' && stage.difficulty?.buckets) yield [`${path}.difficulty.buckets`, 'buckets by length'];
     if (stage.kind !== 'rl') continue;
-    const { algorithm, rollout, optimizer, until, difficulty, evaluate, checkpoint } = stage;
+    const { algorithm, rollout, until, difficulty, evaluate, checkpoint } = stage;
     if (algorithm.name !== 'grpo') yield [`${path}.algorithm.name`, algorithm.name];
-    if (algorithm.kl && algorithm.kl.reference !== undefined && algorithm.kl.reference !== stage.from)
-      yield [`${path}.algorithm.kl.reference`, 'a KL term to other weights than those the stage starts from'];
     if (rollout.max_staleness > 0) yield [`${path}.rollout.max_staleness`, 'overlapping rollouts with training'];
     if (rollout.cutoff !== undefined) yield [`${path}.rollout.cutoff`, 'a cut-off of rollouts'];
-    if ((optimizer.minibatch ?? rollout.prompts_per_step) !== rollout.prompts_per_step)
-      yield [`${path}.optimizer.minibatch`, 'more than one update a step'];
     if (until.plateau) yield [`${path}.until.plateau`, 'ending on a plateau'];
     if (evaluate) yield [`${path}.evaluate`, 'evaluating within a stage'];
     if (difficulty?.refresh_every)

@@ -105,12 +105,17 @@ export interface ProfileBody {
   kept: number;
 }
 
-/** Body of `sft` and `rl` artifacts. Files: adapter.safetensors, optimizer.safetensors, trainer_state.json. */
+/**
+ * Body of `sft` and `rl` artifacts. Files: adapter.safetensors (model.safetensors where all weights were trained),
+ * optimizer.safetensors, trainer_state.json.
+ */
 export interface CheckpointBody {
   /** Registry name and weights digest of the base model at the root of the chain. */
   model: string;
   model_sha256: string;
-  /** Blob hashes of the adapters, merged in this order onto the base; this artifact's own adapter is the last. */
+  /** Blob hash of full weights that stand in place of the base's; absent where nothing but adapters was trained. */
+  weights?: string;
+  /** Blob hashes of the adapters, merged in this order; an artifact's own adapter is the last. */
   adapters: string[];
   step: number;
   stop_reason: string;

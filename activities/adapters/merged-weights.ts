@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { mkdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import type { Checkpoint } from '../../schemas/checkpoint.ts';
+import { type Checkpoint, linksOf } from '../../schemas/checkpoint.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { ArtifactStore } from './artifact-store.ts';
 
@@ -51,7 +51,7 @@ export class MergedWeights {
     const { store, python, packageDir, baseDir, dtype, cache } = this.#deps;
     await mkdir(cache, { recursive: true });
     const adapters: string[] = [];
-    for (const sha256 of checkpoint.adapters) adapters.push('--adapter', await store.openBlob(sha256));
+    for (const sha256 of linksOf(checkpoint)) adapters.push('--adapter', await store.openBlob(sha256));
     const args = ['-m', 'exp_trainer.merge', '--base', baseDir(checkpoint.model), ...adapters];
     try {
       await promisify(execFile)(python, [...args, '--out', out, '--dtype', dtype], {

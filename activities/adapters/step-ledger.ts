@@ -2,6 +2,7 @@ import type { Pool } from 'pg';
 
 /** Blobs of a saved trainer state: enough to go on from its step on any process. */
 export interface SavedState {
+  /** What the stage trained: its adapter, or all weights where it has none. */
   adapter: string;
   optimizer: string;
   trainer_state: string;

@@ -32,8 +32,11 @@ export interface TrainerState {
 export interface LossSpec {
   kind: 'cross_entropy' | 'policy_gradient';
   aggregation?: 'token_mean' | 'seq_mean_token_mean' | 'seq_mean_token_sum';
-  clip?: { low: number; high: number; dual?: number };
-  /** Towards the base without this stage's adapter. */
+  /** Of one token, or the geometric mean over a sequence's tokens; absent: token. */
+  ratio?: 'token' | 'sequence';
+  /** The surrogate is clipped, or the ratio as a detached weight of the log-probability; absent: surrogate. */
+  clip?: { low: number; high: number; dual?: number; on?: 'surrogate' | 'weight' };
+  /** Towards `reference_parents`, or where the stage started. */
   kl?: { coefficient: number; estimator?: 'k1' | 'k2' | 'k3' };
   importance?: { level: 'token' | 'sequence'; truncate?: number; veto?: number };
   entropy?: number;
@@ -43,8 +46,10 @@ export interface OpenParams {
   stage_key: string;
   /** Hugging Face directory. */
   base_dir: string;
-  /** Adapter files merged onto the base in fp32, oldest first, before the stage starts its own. */
+  /** Adapters and full weights applied to the base in fp32, oldest first, before the stage starts its own. */
   parents?: string[];
+  /** The same for the weights a KL term is measured to; absent: where the stage starts. */
+  reference_parents?: string[];
   /** Null trains all weights. */
   adapter: { lora_rank: number; lora_alpha?: number; lora_dropout?: number; target?: string | string[] } | null;
   resume_dir?: string;
@@ -93,7 +98,10 @@ export interface TrainerMethods {
     params: { batch: string; out: string; temperature: number; micro_batch_tokens?: number };
     result: { sequences: number; tokens: number };
   };
-  save: { params: { dir: string }; result: { step: number; files: Record<string, string> } };
+  save: {
+    params: { dir: string };
+    result: { step: number; files: Record<'weights' | 'optimizer' | 'state', string> };
+  };
   export: { params: { dir: string; export_dtype: 'bfloat16' | 'float32' }; result: { step: number; bytes: number } };
   close: { params: object; result: object };
 }
