@@ -70,11 +70,11 @@ def read_batch(path: Path, *, policy_gradient: bool) -> list[TrainingSequence]:
     token_ids, masks = _lists(table, "token_ids", np.int64), _lists(table, "mask", np.int64)
     ids = table.column("sequence_id").to_pylist()
     temperatures, weights = (table.column(name).to_pylist() for name in ("temperature", "weight"))
-    updates = table.column("update").to_pylist() if "update" in table.column_names else [0] * count
-    _require(
-        set(updates) == set(range(len(set(updates)))),
-        f"{path.name}: updates are {sorted(set(updates), key=str)}, not 0, 1, …",
-    )
+    # A writer that knows of no updates leaves the column out, or empty.
+    numbered = "update" in table.column_names
+    updates = [number or 0 for number in table.column("update").to_pylist()] if numbered else [0] * count
+    numbers = set(updates)
+    _require(numbers == set(range(len(numbers))), f"{path.name}: its updates are not numbered 0, 1, 2 and so on")
     sequences = []
     for row in range(count):
         at = f"{path.name}: {ids[row]}"

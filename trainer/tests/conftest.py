@@ -99,8 +99,8 @@ BATCH_SCHEMA = pa.schema(
 def write_batch(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """The rows as a batch file."""
     schema = BATCH_SCHEMA
-    if rows and "proximal_logprobs" in rows[0]:
-        schema = schema.append(pa.field("proximal_logprobs", pa.list_(pa.float32())))
+    if rows and "update" in rows[0]:
+        schema = schema.append(pa.field("update", pa.int32()))
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
     return path
 

@@ -10,9 +10,11 @@ from exp_trainer.loss import (
     Clip,
     Importance,
     clipped,
+    clipped_weight,
     importance_weights,
     kl_penalty,
     parse_loss_spec,
+    sequence_log_ratio,
     surrogate,
     token_coefficients,
 )
@@ -41,6 +43,32 @@ def test_clipped_says_exactly_where_the_surrogate_is_flat() -> None:
     surrogate(log_ratio_N, advantage_N, clip).sum().backward()
     assert clipped(log_ratio_N.detach(), advantage_N, clip).tolist() == (log_ratio_N.grad == 0).tolist()
     assert clipped(log_ratio_N.detach(), advantage_N, clip).tolist() == [True, False, False, True, False, True]
+
+
+def test_the_sequence_ratio_is_the_geometric_mean_of_its_tokens() -> None:
+    # √(4 × 1/4) = 1 and √(2 × 8) = 4: the mean of the logs, so it does not grow with length.
+    sequence_N = torch.tensor([0, 0, 1, 1])
+    log_ratio_N = sequence_log_ratio(log(4.0, 0.25, 2.0, 8.0), sequence_N, 2)
+    torch.testing.assert_close(log_ratio_N.exp(), torch.tensor([1.0, 1.0, 4.0, 4.0]))
+
+
+def test_the_gradient_of_the_sequence_ratio_reaches_all_its_tokens_alike() -> None:
+    # d(s·A)/d(log π) of one token is s·A / 2 for either token of the sequence, s = √(2 × 8) = 4, both terms summed.
+    logp_N = log(2.0, 8.0).requires_grad_()
+    surrogate(sequence_log_ratio(logp_N, torch.tensor([0, 0]), 1), torch.tensor([3.0, 3.0]), None).sum().backward()
+    torch.testing.assert_close(logp_N.grad, torch.tensor([-12.0, -12.0]))
+
+
+def test_a_clipped_weight_keeps_every_tokens_gradient() -> None:
+    # ratio 3 is cut to 1.4 and 0.5 raised to 0.8: the gradient by log π is −weight·A, whatever the sign of A.
+    logp_N = torch.tensor([-1.0, -2.0, -1.0]).requires_grad_()
+    advantage_N, clip = torch.tensor([2.0, 2.0, -2.0]), Clip(0.2, 0.4, on="weight")
+    log_ratio_N = log(3.0, 0.5, 3.0)
+    loss_N = clipped_weight(log_ratio_N, logp_N, advantage_N, clip)
+    torch.testing.assert_close(loss_N, torch.tensor([2.8, 3.2, -2.8]))
+    loss_N.sum().backward()
+    torch.testing.assert_close(logp_N.grad, torch.tensor([-2.8, -1.6, 2.8]))
+    assert clipped(log(3.0, 0.5, 1.0), advantage_N, clip).tolist() == [True, True, False]
 
 
 def test_token_importance_is_truncated_above_only() -> None:
@@ -87,6 +115,9 @@ def test_aggregations_by_hand() -> None:
         {"kind": "policy_gradient", "cliprange": 0.2},
         {"kind": "policy_gradient", "kl": {"coefficient": 1, "estimator": "k4"}},
         {"kind": "policy_gradient", "importance": {"level": "turn"}},
+        {"kind": "policy_gradient", "ratio": "turn"},
+        {"kind": "policy_gradient", "clip": {"low": 0.2, "high": 0.2, "on": "token"}},
+        {"kind": "policy_gradient", "clip": {"low": 0.2, "high": 0.2, "on": "weight", "dual": 3.0}},
         {},
     ],
 )

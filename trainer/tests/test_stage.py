@@ -178,3 +178,78 @@ def test_dropout_acts_in_training_and_not_in_scoring(base_dir: Path, batch: Path
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
     losses = [take(opened, batch, 1)["metrics"]["loss"] for opened in (dropping, plain)]
     assert losses[0] != losses[1]
+
+
+PG = {"kind": "policy_gradient", "clip": {"low": 0.2, "high": 0.2}, "importance": {"level": "token", "truncate": 2.0}}
+
+
+def take_updates(opened: Stage, batch: Path, step: int, **loss: object) -> dict:
+    return opened.train({"step_id": f"id-{step}", "step": step, "batch": str(batch), "loss": {**PG, **loss}})
+
+
+def updates_of(rows: list[dict], per_update: int = 2) -> list[dict]:
+    return [{**row, "update": index // per_update} for index, row in enumerate(rows)]
+
+
+def test_a_batch_whose_last_update_cannot_be_taken_changes_nothing(base_dir: Path, tmp_path: Path) -> None:
+    rows = updates_of(make_rows(4))
+    for row in rows[2:]:
+        row["weight"] = 0.0
+    opened, untouched = open_stage(base_dir), open_stage(base_dir)
+    with pytest.raises(TrainerError, match="no action token"):
+        take_updates(opened, write_batch(tmp_path / "bad.parquet", rows), 1)
+    assert torch.equal(weights(opened), weights(untouched))
+    assert not opened.half_changed
+
+
+def test_a_failure_between_updates_is_told_apart(base_dir: Path, tmp_path: Path) -> None:
+    """An advantage that overflows the gradient of the second update: the first has changed the weights by then."""
+    rows = updates_of(make_rows(4))
+    rows[3]["advantages"] = [-3e38] * len(rows[3]["mask"])
+    rows[3]["behavior_logprobs"] = [-20.0] * len(rows[3]["mask"])
+    opened, untouched = open_stage(base_dir), open_stage(base_dir)
+    batch = write_batch(tmp_path / "bad.parquet", rows)
+    with pytest.raises(TrainerError, match="update 2 of 2 failed after 1") as caught:
+        take_updates(opened, batch, 1, importance=None)
+    assert caught.value.code == "HALF_STEP"
+    assert opened.half_changed
+    assert not torch.equal(weights(opened), weights(untouched))
+
+
+@pytest.mark.parametrize("adapter", [{"lora_rank": 4}, None], ids=["lora", "full"])
+def test_the_kl_term_is_measured_to_the_weights_asked_for(base_dir: Path, tmp_path: Path, adapter: dict | None) -> None:
+    """To its own start a fresh stage has a KL of zero; to other weights it has the KL that those weights give."""
+    batch = write_batch(tmp_path / "b.parquet", make_rows(3))
+    other = open_stage(base_dir, adapter=adapter, optimizer={"learning_rate": 1e-3})
+    take(other, batch, 1)
+    other.save({"dir": str(tmp_path / "other")})
+    link = str(tmp_path / "other" / ("model.safetensors" if adapter is None else "adapter.safetensors"))
+    kl = {"coefficient": 0.1, "estimator": "k1"}
+
+    def measured(**params: object) -> float:
+        return take_updates(open_stage(base_dir, adapter=adapter, **params), batch, 1, kl=kl)["metrics"]["kl_reference"]
+
+    assert measured() == 0
+    assert measured(parents=[link]) == pytest.approx(0, abs=1e-7)
+    assert measured(parents=[link], reference_parents=[link]) == pytest.approx(0, abs=1e-7)
+    away, back = measured(reference_parents=[link]), measured(parents=[link], reference_parents=[])
+    assert abs(away) > 1e-3
+    assert back == pytest.approx(-away, rel=1e-3)  # k1 is a difference of log-probabilities
+
+
+@pytest.mark.parametrize("adapter", [{"lora_rank": 4}, None], ids=["lora", "full"])
+def test_a_stage_of_several_updates_a_step_resumes_bit_for_bit(
+    base_dir: Path, tmp_path: Path, adapter: dict | None
+) -> None:
+    kl = {"coefficient": 0.1, "estimator": "k3"}
+    batches = [write_batch(tmp_path / f"{step}.parquet", updates_of(make_rows(4, seed=step))) for step in (1, 2, 3)]
+    through = open_stage(base_dir, adapter=adapter)
+    for step, batch in enumerate(batches, 1):
+        take_updates(through, batch, step, kl=kl)
+        if step == 1:
+            through.save({"dir": str(tmp_path / "saved")})
+    resumed = open_stage(base_dir, adapter=adapter, resume_dir=str(tmp_path / "saved"))
+    assert resumed.step == 1
+    for step in (2, 3):
+        take_updates(resumed, batches[step - 1], step, kl=kl)
+    assert torch.equal(weights(resumed), weights(through))
