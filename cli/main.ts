@@ -72,6 +72,11 @@ const VERBS: readonly Verb[] = [
     load: () => import('./commands/world.ts'),
   },
   {
+    name: 'advantages',
+    summary: 'Compute the advantages of IGPO, turn by turn, for groups of rollouts.',
+    load: () => import('./commands/advantages.ts'),
+  },
+  {
     name: 'artifacts',
     summary: 'List, show and verify artifacts.',
     load: () => import('./commands/artifacts.ts'),
