@@ -128,6 +128,14 @@ export interface TrainerActivities {
   openTrainer(input: { node: NodeRef; epoch: number }): Promise<{ step: number; checkpoint: Checkpoint }>;
   /** One optimizer step of `steps`; idempotent by (stage key, step). */
   trainStep(input: { node: NodeRef; epoch: number; step: number; steps: number }): Promise<{ checkpoint: Checkpoint }>;
+  /** Measure beliefs in the reference answers with the weights before `step`; returns a blob for `planRlStep`. */
+  scoreBeliefs(input: {
+    node: NodeRef;
+    epoch: number;
+    step: number;
+    steps: number;
+    shards: RolloutShard[];
+  }): Promise<{ beliefs: string }>;
   publishStage(input: { node: NodeRef; epoch: number; step: number; reason: string }): Promise<ArtifactRef>;
   closeTrainer(input: { node: NodeRef; epoch: number }): Promise<void>;
 }
@@ -141,9 +149,12 @@ export interface StageActivities {
     node: NodeRef;
     step: number;
     shards: RolloutShard[];
+    /** What `scoreBeliefs` returned for them, where the trainer measures beliefs. */
+    beliefs?: string[];
     checkpoint: Checkpoint;
     /** No refill follows: the batch is recorded even if every advantage in it is zero. */
     last: boolean;
   }): Promise<{ usable: boolean }>;
-  stagePlan(node: NodeRef): Promise<{ steps: number }>;
+  /** `beliefs`: what measures them, where the algorithm has any. */
+  stagePlan(node: NodeRef): Promise<{ steps: number; beliefs?: 'trainer' | 'engine' }>;
 }

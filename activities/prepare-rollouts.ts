@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
+import type { BeliefScope } from '../environments/deep-research/beliefs.ts';
 import { ExpError } from '../schemas/errors.ts';
 import {
   type AgentParameters,
@@ -30,6 +31,8 @@ export interface RolloutSpec {
   context_length: number;
   sampling: SamplingParameters;
   reward: RewardParameters;
+  /** Beliefs in the reference answer to measure while rolling out. */
+  beliefs?: BeliefScope;
 }
 
 interface Draw {
@@ -46,7 +49,8 @@ export const createPrepareRolloutsActivities = ({ plans, store }: { plans: PlanR
     withPulse(async (moved) => {
       const node = nodeOf('rl', await plans.node(ref));
       const all = await readTasks(store, await plans.input(ref, 'tasks'), moved);
-      return { steps: stepsOf(node, (await trainingPool(plans, store, ref, node, all)).length) };
+      const steps = stepsOf(node, (await trainingPool(plans, store, ref, node, all)).length);
+      return { steps, ...(node.unkeyed.beliefs && { beliefs: node.unkeyed.beliefs }) };
     }),
 
   prepareRollouts: ({ node: ref, step, round }: Parameters<CpuActivities['prepareRollouts']>[0]) =>
@@ -65,6 +69,7 @@ export const createPrepareRolloutsActivities = ({ plans, store }: { plans: PlanR
 function rolloutSpecs(node: PlanNode, draw: Draw, prefix: string): RolloutSpec[] {
   // The three kinds that sample have these in common.
   const { agent, context_length, reward } = (node as unknown as NodeOf<'profile' | 'benchmark' | 'rl'>).parameters;
+  const beliefs = engineBeliefs(node);
   const spec = (task: Task, sample: number, group: string, tools: AgentParameters): RolloutSpec => {
     const trajectory_id = `${prefix}/${group}${task.task_id}/${sample}`;
     return {
@@ -77,6 +82,7 @@ function rolloutSpecs(node: PlanNode, draw: Draw, prefix: string): RolloutSpec[]
       context_length,
       sampling: draw.sampling,
       reward,
+      ...(beliefs && { beliefs }),
     };
   };
   const specs = draw.tasks.flatMap((task) =>
@@ -85,6 +91,13 @@ function rolloutSpecs(node: PlanNode, draw: Draw, prefix: string): RolloutSpec[]
   if (!draw.closedBook) return specs;
   const closed = { ...agent, tools: [], max_turns: 1 };
   return [...specs, ...draw.tasks.map((task) => spec(task, 0, 'closed_book/', closed))];
+}
+
+function engineBeliefs(node: PlanNode): BeliefScope | null {
+  if (node.kind !== 'rl') return null;
+  const { parameters, unkeyed } = nodeOf('rl', node);
+  const { igpo } = parameters.algorithm;
+  return igpo !== null && unkeyed.beliefs === 'engine' ? { scope: igpo.scope, every: igpo.every } : null;
 }
 
 async function drawTasks(

@@ -13,6 +13,7 @@ import {
   type TrajectoryInput,
   type TurnRecord,
 } from '../environments/deep-research/agent-loop.ts';
+import { believer } from '../environments/deep-research/beliefs.ts';
 import type { Tokenizer, ToolName } from '../environments/deep-research/prompt.ts';
 import type { World } from '../environments/environment.ts';
 import { ExpError } from '../schemas/errors.ts';
@@ -229,6 +230,7 @@ function trajectoryInput(
       contextLength: spec.context_length,
     },
     sampling: { ...spec.sampling, seed: spec.seed },
+    ...(spec.beliefs && { believe: believer(tokenizer, spec.task.answer, spec.beliefs, lease.scorer(call)) }),
     reward: { outcome: reward.outcome, format_penalty: reward.format_penalty },
     signal: call.signal,
   };

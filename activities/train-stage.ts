@@ -16,9 +16,11 @@ import type { TrainerClient, TrainerMethods } from './adapters/trainer-process.t
 import { BudgetRefusal } from './budget.ts';
 import { heartbeatWhile } from './heartbeat.ts';
 import type { NodeRef, TrainerActivities } from './index.ts';
+import { lossOfAlgorithm } from './loss-of-algorithm.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { checkpointOf, parentCheckpoint, referenceCheckpoint } from './resolve-checkpoint.ts';
+import { type ScoreBeliefsDeps, scoreBeliefs } from './score-beliefs.ts';
 
 export interface TrainStageDeps {
   plans: PlanReader;
@@ -30,6 +32,7 @@ export interface TrainStageDeps {
   host: TrainerHost;
   /** Scratch space. */
   work: string;
+  tokenizers: ScoreBeliefsDeps['tokenizers'];
   /** Hugging Face directory of a base model of the registry. */
   modelDir(model: string): string;
   /** How this profile trains: decided by the machine. */
@@ -64,6 +67,14 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
       const checkpoint = await checkpointAfter(deps, ref, saved);
       if (ref.kind === 'rl') await exportMerged(deps, client, checkpoint);
       return { checkpoint };
+    });
+  },
+
+  async scoreBeliefs({ node: ref, epoch, step, steps, shards }) {
+    const client = await deps.host.client(ref.key, epoch);
+    return heartbeatWhile(client, async () => {
+      await bringTo(deps, ref, client, step - 1, steps);
+      return { beliefs: await scoreBeliefs(deps, ref, shards, (request) => callTrainer(client, 'beliefs', request)) };
     });
   },
 
@@ -205,19 +216,8 @@ async function takeStep(
 /** What the trainer is told of the algorithm: a loss, never its name. */
 function lossOf(node: PlanNode): object {
   if (node.kind === 'sft') return { kind: 'cross_entropy', aggregation: nodeOf('sft', node).parameters.loss };
-  const { clip, loss, kl, importance } = nodeOf('rl', node).parameters.algorithm;
-  return withoutNulls({
-    kind: 'policy_gradient',
-    clip: withoutNulls(clip),
-    aggregation: loss,
-    kl,
-    importance: importance && withoutNulls(importance),
-  });
+  return lossOfAlgorithm(nodeOf('rl', node).parameters.algorithm);
 }
-
-/** A parameter that was left out is null in the plan and absent on the wire. */
-const withoutNulls = (value: object): object =>
-  Object.fromEntries(Object.entries(value).filter(([, item]) => item !== null));
 
 /** Every rl step is served, so it is saved; sft saves now and then, and at its end. */
 async function savesAfter({ plans, ledger }: TrainStageDeps, ref: NodeRef, step: number): Promise<boolean> {

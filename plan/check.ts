@@ -295,6 +295,12 @@ function checkAlgorithm({ experiment, report, warn }: Check): void {
       if (algorithm[field] !== undefined && algorithm.name !== 'igpo')
         warn('NO_EFFECT', at(field), `\`${field}\` is about igpo, and the algorithm is ${algorithm.name}`);
     }
+    const { overlong, information_gain: gain } = algorithm;
+    if (overlong && overlong.buffer >= stage.context_length)
+      report('RANGE', at('overlong', 'buffer'), `it is within the context of ${stage.context_length} tokens`);
+    const { tools } = agentOf(experiment, stage);
+    if (algorithm.name === 'igpo' && gain?.scope && !gain.scope.some((tool) => tools.includes(tool)))
+      report('REF', at('information_gain', 'scope'), `the agent has none of these tools, only ${tools.join(', ')}`);
     const reference = algorithm.kl ? algorithm.kl.reference : undefined;
     const other = reference === undefined ? null : stageNamed(reference);
     if (other !== null && !trains(experiment.curriculum[other]))

@@ -1,5 +1,6 @@
 /** From a checked spec to nodes: kinds, inputs, parameters with every default explicit, and content keys. */
 import { createHash } from 'node:crypto';
+import { ALGORITHM_DEFAULTS, IGPO_PRESETS, type IgpoSettings } from '../schemas/algorithms.ts';
 import { canonicalJson, contentKey } from '../schemas/canonical.ts';
 import type { Benchmark, Experiment, Stage } from '../schemas/experiment.ts';
 import {
@@ -482,7 +483,7 @@ class Compiler {
       unkeyed: {
         ...stageUnkeyed(stage),
         ...this.#judgeAt(stage.reward),
-        ...(stage.algorithm.information_gain && { beliefs: stage.algorithm.information_gain.beliefs }),
+        ...beliefsOf(stage),
       },
       needs: [this.#policyNeed()],
     });
@@ -584,28 +585,36 @@ class Compiler {
   }
 }
 
+/** Tokens up to which the engine computes beliefs unless the spec says: it prefills the whole context for each. */
+const ENGINE_BELIEFS_CONTEXT = 8192;
+
 function algorithmParameters({ algorithm }: StageOf<'rl'>, reference: string | null): AlgorithmParameters {
-  const { name, clip, kl, loss, importance, normalize_std, preset, gamma, information_gain: gain } = algorithm;
+  const { name, clip, kl, entropy, loss, importance, normalize_std, overlong } = algorithm;
+  const defaults = ALGORITHM_DEFAULTS[name];
   return {
     name,
-    clip: { ...clip, dual: clip.dual ?? null },
+    clip: { ...defaults.clip, ...clip, dual: clip.dual ?? null },
     kl: kl === undefined || kl === 0 ? null : { coefficient: kl.coefficient, estimator: kl.estimator, reference },
-    loss,
+    entropy,
+    loss: loss ?? defaults.loss,
     importance: importance ? { ...importance, veto: importance.veto ?? null } : null,
-    normalize_std,
-    igpo:
-      name === 'igpo'
-        ? {
-            preset: preset ?? 'dr_venus',
-            gamma: gamma ?? null,
-            measure: gain?.measure ?? null,
-            scope: gain?.scope ? [...gain.scope].sort() : null,
-            every: gain?.every ?? null,
-            normalize: gain?.normalize ?? null,
-            weight: gain?.weight ?? null,
-          }
-        : null,
+    normalize_std: normalize_std ?? defaults.normalize_std,
+    overlong: overlong ?? null,
+    igpo: name === 'igpo' ? igpoSettings(algorithm) : null,
   };
+}
+
+/** The preset with what is written in its place; its name is no part of the result. */
+function igpoSettings({ preset = 'dr_venus', gamma, information_gain }: StageOf<'rl'>['algorithm']): IgpoSettings {
+  const { beliefs: _, ...written } = information_gain ?? {};
+  const settings = { ...IGPO_PRESETS[preset], ...(gamma !== undefined && { gamma }), ...written };
+  return { ...settings, scope: settings.scope && [...settings.scope].sort() };
+}
+
+/** What computes the beliefs of a stage. */
+function beliefsOf({ algorithm: { name, information_gain }, context_length }: StageOf<'rl'>): Unkeyed {
+  if (name !== 'igpo') return {};
+  return { beliefs: information_gain?.beliefs ?? (context_length > ENGINE_BELIEFS_CONTEXT ? 'trainer' : 'engine') };
 }
 
 /** Where the file is does not matter, only what is in it; what it must hold is checked, not hashed. */

@@ -180,8 +180,7 @@ function* unexecutedLearning({ curriculum }: Experiment): Unexecuted {
     if ((stage.resources?.gpu ?? 0) > 0) yield [`${path}.resources.gpu`, 'training on GPUs'];
     if (stage.kind !== 'sft' && stage.difficulty?.buckets) yield [`${path}.difficulty.buckets`, 'buckets by length'];
     if (stage.kind !== 'rl') continue;
-    const { algorithm, rollout, until, difficulty, evaluate, checkpoint } = stage;
-    if (algorithm.name !== 'grpo') yield [`${path}.algorithm.name`, algorithm.name];
+    const { rollout, until, difficulty, evaluate, checkpoint } = stage;
     if (rollout.max_staleness > 0) yield [`${path}.rollout.max_staleness`, 'overlapping rollouts with training'];
     if (rollout.cutoff !== undefined) yield [`${path}.rollout.cutoff`, 'a cut-off of rollouts'];
     if (until.plateau) yield [`${path}.until.plateau`, 'ending on a plateau'];

@@ -9,6 +9,7 @@
  *   holds: …     'path' may hold `${env:NAME}`; 'checkpoint' is a reference to weights; 'secret' names a secret
  */
 import { type Static, type TObject, type TProperties, type TSchema, Type } from 'typebox';
+import { ALGORITHMS, IGPO_MEASURES, IGPO_NORMALIZATIONS, IGPO_PRESET_NAMES, LOSS_AGGREGATIONS } from './algorithms.ts';
 import { CAPABILITIES, TASK_COLUMNS, TASK_FORMATS } from './task.ts';
 
 export const NAME_PATTERN = '^[a-z][a-z0-9_]{0,62}$';
@@ -842,14 +843,14 @@ const SftStage = object({
 
 const InformationGain = object(
   {
-    measure: Type.Optional(
-      words(['log_prob', 'prob'], { description: 'Of the reference answer, whose change is the gain.' }),
+    measure: Type.Optional(words(IGPO_MEASURES, { description: 'Of the reference answer, whose change is the gain.' })),
+    beliefs: Type.Optional(
+      words(['trainer', 'engine'], {
+        description:
+          'What computes the beliefs. When absent the engine, while it rolls out, up to a context of 8,192 tokens, and the trainer beyond.',
+        key: false,
+      }),
     ),
-    beliefs: words(['trainer', 'engine'], {
-      default: 'trainer',
-      description: 'What computes the beliefs.',
-      key: false,
-    }),
     scope: Type.Optional(
       Type.Array(Type.String({ description: 'A tool.' }), {
         minItems: 1,
@@ -859,7 +860,7 @@ const InformationGain = object(
     ),
     every: Type.Optional(count({ maximum: 10_000, description: 'Beliefs at every so many turns.', unit: 'turns' })),
     normalize: Type.Optional(
-      words(['scaled_separate', 'separate', 'joint', 'raw_ig'], {
+      words(IGPO_NORMALIZATIONS, {
         description: 'How gains and outcomes are put on one scale.',
       }),
     ),
@@ -885,12 +886,12 @@ const RlStage = object({
   difficulty: Type.Optional(RlDifficulty),
   algorithm: object(
     {
-      name: words(['grpo', 'dr_grpo', 'dapo', 'gspo', 'cispo', 'igpo'], {
+      name: words(ALGORITHMS, {
         default: 'grpo',
-        description: 'How advantages are computed and ratios clipped.',
+        description: 'How advantages are computed and ratios clipped; fills in what is not written here.',
       }),
       preset: Type.Optional(
-        words(['paper', 'dr_venus', 'released_2025'], {
+        words(IGPO_PRESET_NAMES, {
           description: 'Of igpo: the published variant that fills in what is not written here.',
         }),
       ),
@@ -900,18 +901,21 @@ const RlStage = object({
       information_gain: Type.Optional(InformationGain),
       clip: object(
         {
-          low: Type.Number({
-            minimum: 0,
-            maximum: 1,
-            default: 0.2,
-            description: 'Ratio is clipped below 1 minus this.',
-          }),
-          high: Type.Number({
-            minimum: 0,
-            maximum: 100,
-            default: 0.2,
-            description: 'Ratio is clipped above 1 plus this.',
-          }),
+          low: Type.Optional(
+            Type.Number({
+              minimum: 0,
+              maximum: 1,
+              description: 'Ratio is clipped below 1 minus this; 0.2 when absent, of gspo 0.0003, of cispo 1.',
+            }),
+          ),
+          high: Type.Optional(
+            Type.Number({
+              minimum: 0,
+              maximum: 100,
+              description:
+                'Ratio is clipped above 1 plus this; 0.2 when absent, of dapo 0.28, of gspo 0.0004, of cispo 4.',
+            }),
+          ),
           dual: Type.Optional(
             Type.Number({ exclusiveMinimum: 1, maximum: 1000, description: 'Dual clip for negative advantages.' }),
           ),
@@ -924,10 +928,35 @@ const RlStage = object({
           description: 'KL term to the weights the stage started from; 0 for none.',
         }),
       ),
-      loss: words(['token_mean', 'seq_mean_token_mean'], {
-        default: 'token_mean',
-        description: 'How token losses of a step are averaged.',
+      entropy: Type.Number({
+        minimum: 0,
+        maximum: 100,
+        default: 0,
+        description: 'Weight of the entropy of the policy, which is then rewarded.',
       }),
+      loss: Type.Optional(
+        words(LOSS_AGGREGATIONS, {
+          description:
+            'How token losses of a step are averaged; `token_mean` when absent, of dr_grpo `seq_mean_token_sum`, of gspo `seq_mean_token_mean`.',
+        }),
+      ),
+      overlong: Type.Optional(
+        object(
+          {
+            buffer: tokens({
+              minimum: 1,
+              description: 'Tokens before the end of the context in which the reward falls.',
+            }),
+            penalty: Type.Number({
+              minimum: 0,
+              maximum: 1000,
+              default: 1,
+              description: 'What a trajectory that fills the context loses.',
+            }),
+          },
+          { description: 'Take something off the outcome of trajectories that nearly fill the context, as dapo does.' },
+        ),
+      ),
       importance: Type.Optional(
         object(
           {
@@ -947,10 +976,11 @@ const RlStage = object({
           { description: 'Correction for the difference between engine and trainer.' },
         ),
       ),
-      normalize_std: Type.Boolean({
-        default: true,
-        description: 'Divide advantages by the standard deviation of the group.',
-      }),
+      normalize_std: Type.Optional(
+        Type.Boolean({
+          description: 'Divide advantages by the standard deviation of the group; true when absent, of dr_grpo false.',
+        }),
+      ),
     },
     { default: {}, description: 'From rewards to gradients.' },
   ),

@@ -3,6 +3,7 @@
  * defaults of its own. Optional parts of a spec that were left out are null here. Keys are sorted, so no
  * result can depend on the order in which a spec was written.
  */
+import type { AlgorithmName, IgpoSettings, LossAggregation } from './algorithms.ts';
 import type { NodeKind, PlanNode } from './plan.ts';
 import type { Capability, TaskFormat } from './task.ts';
 
@@ -214,24 +215,20 @@ export interface ProfileParameters {
 }
 
 export interface AlgorithmParameters {
-  name: 'grpo' | 'dr_grpo' | 'dapo' | 'gspo' | 'cispo' | 'igpo';
+  name: AlgorithmName;
   clip: { low: number; high: number; dual: number | null };
   /** To the weights the stage starts from, or to those of the stage `reference`. */
   kl: { coefficient: number; estimator: 'k1' | 'k2' | 'k3'; reference: string | null } | null;
-  loss: 'token_mean' | 'seq_mean_token_mean';
+  /** Weight of the entropy, which is rewarded. */
+  entropy: number;
+  loss: LossAggregation;
   importance: { level: 'token' | 'sequence'; truncate: number; veto: number | null } | null;
   /** Divide by the group's standard deviation, as GRPO does. */
   normalize_std: boolean;
-  /** Only with `igpo`; what is null is as the preset has it. */
-  igpo: {
-    preset: 'paper' | 'dr_venus' | 'released_2025';
-    gamma: number | null;
-    measure: 'log_prob' | 'prob' | null;
-    scope: string[] | null;
-    every: number | null;
-    normalize: 'scaled_separate' | 'separate' | 'joint' | 'raw_ig' | null;
-    weight: number | null;
-  } | null;
+  /** Falls off the outcome over the last `buffer` tokens of the context, down to `-penalty`; null for nothing. */
+  overlong: { buffer: number; penalty: number } | null;
+  /** Only with `igpo`. */
+  igpo: IgpoSettings | null;
 }
 
 export interface RlParameters {
@@ -314,7 +311,7 @@ export interface Unkeyed {
     retries: number;
     on_failure: 'retry_later' | 'fail';
   };
-  /** What computes beliefs. */
+  /** What computes beliefs; only with `igpo`. */
   beliefs?: 'trainer' | 'engine';
   /** The run whose artifact stands for this node, by `reuse`. */
   reused_from?: string;

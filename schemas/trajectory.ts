@@ -80,6 +80,11 @@ export const Trajectory = Type.Object(
     judge: Type.Union([Verdict, Type.Null()]),
     /** One per token; empty until advantages are computed. */
     advantages: Type.Array(Type.Number()),
+    /**
+     * Before each turn: mean log-probability of the reference answer, in nats; null where it was not measured. Empty when
+     * nothing was measured while rolling out.
+     */
+    beliefs: Type.Array(Type.Union([Type.Number(), Type.Null()])),
     termination: Termination,
     failure_class: Type.Union([Type.String(), Type.Null()]),
     answer: Type.Union([Type.String(), Type.Null()]),

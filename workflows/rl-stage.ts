@@ -21,7 +21,7 @@ export interface RlStageInput {
 /** Steps of sample → roll out → score → filter → advantages → train → sync; goes on from the ledger after any crash. */
 export async function rl_stage({ node, paused }: RlStageInput): Promise<ArtifactRef> {
   const hold = listenForPause(paused);
-  const { steps } = await cpu.stagePlan(node);
+  const { steps, beliefs } = await cpu.stagePlan(node);
   const artifact = await withTrainer(node, async (trainer) => {
     const { activities, epoch } = trainer;
     let { step, checkpoint } = await activities.openTrainer({ node, epoch });
@@ -29,7 +29,7 @@ export async function rl_stage({ node, paused }: RlStageInput): Promise<Artifact
       if (workflowInfo().historyLength > MAX_EVENTS) return null;
       stopIfPaused(hold);
       step += 1;
-      checkpoint = await optimizerStep({ node, step, steps }, checkpoint, trainer, hold);
+      checkpoint = await optimizerStep({ node, step, steps, beliefs }, checkpoint, trainer, hold);
     }
     const published = await activities.publishStage({ node, epoch, step, reason: 'steps' });
     await activities.closeTrainer({ node, epoch });
@@ -39,22 +39,38 @@ export async function rl_stage({ node, paused }: RlStageInput): Promise<Artifact
 }
 
 async function optimizerStep(
-  { node, step, steps }: { node: NodeRef; step: number; steps: number },
+  {
+    node,
+    step,
+    steps,
+    beliefs,
+  }: { node: NodeRef; step: number; steps: number; beliefs: 'trainer' | 'engine' | undefined },
   checkpoint: Checkpoint,
   trainer: HeldTrainer,
   hold: Hold,
 ): Promise<Checkpoint> {
   const shards: RolloutShard[] = [];
+  const scored: string[] = [];
   for (let round = 0; ; round++) {
     const workflowId = `rollouts/${node.key}/${step}${round > 0 ? `.${round}` : ''}`;
-    shards.push(
-      ...(await executePausable(
-        () => startChild(rollouts, { workflowId, args: [{ node, step, round, checkpoint }] }),
-        () => hold.on,
-      )),
+    const sealed = await executePausable(
+      () => startChild(rollouts, { workflowId, args: [{ node, step, round, checkpoint }] }),
+      () => hold.on,
     );
+    shards.push(...sealed);
+    if (beliefs === 'trainer') {
+      const { epoch, activities } = trainer;
+      scored.push((await activities.scoreBeliefs({ node, epoch, step, steps, shards: sealed })).beliefs);
+    }
     const last = round + 1 === MAX_ROUNDS;
-    const { usable } = await cpu.planRlStep({ node, step, shards, checkpoint, last });
+    const { usable } = await cpu.planRlStep({
+      node,
+      step,
+      shards,
+      ...(scored.length > 0 && { beliefs: scored }),
+      checkpoint,
+      last,
+    });
     if (usable) return (await trainer.activities.trainStep({ node, epoch: trainer.epoch, step, steps })).checkpoint;
   }
 }

@@ -334,19 +334,35 @@ export class EngineLease {
   /** Completes ids with the leased weights. A completion is returned only while the lease is still ours. */
   sampler(stopIds: readonly number[], call: CallOptions = {}): Sample {
     return async (ids: readonly number[], request: SampleRequest): Promise<Completion> => {
-      for (;;) {
-        const boot = this.#boot ?? (await this.#reload(null, call));
-        try {
-          const completion = await this.#deps.client.complete(boot, ids, stopIds, request, call);
-          await this.assertHeld();
-          return { ...completion, weight_version: this.#deps.checkpoint.digest };
-        } catch (error) {
-          if (!(error instanceof BootChanged)) throw error;
-          await this.assertHeld();
-          await this.#reload(boot, call);
-        }
-      }
+      const completion = await this.#served(call, (boot) =>
+        this.#deps.client.complete(boot, ids, stopIds, request, call),
+      );
+      return { ...completion, weight_version: this.#deps.checkpoint.digest };
     };
+  }
+
+  /** Log-probabilities of all ids but the first under the leased weights, at temperature 1 whatever is sampled at. */
+  scorer(call: CallOptions = {}): (ids: readonly number[]) => Promise<number[]> {
+    return async (ids) => {
+      const { logprobs } = await this.#served(call, (boot) => this.#deps.client.probe(boot, ids, call));
+      call.onTokens?.(0);
+      return logprobs;
+    };
+  }
+
+  async #served<T>(call: CallOptions, ask: (boot: string) => Promise<T>): Promise<T> {
+    for (;;) {
+      const boot = this.#boot ?? (await this.#reload(null, call));
+      try {
+        const answer = await ask(boot);
+        await this.assertHeld();
+        return answer;
+      } catch (error) {
+        if (!(error instanceof BootChanged)) throw error;
+        await this.assertHeld();
+        await this.#reload(boot, call);
+      }
+    }
   }
 
   /** Throws LEASE_LOST once another holder has the engine: what was sampled meanwhile may come from other weights. */

@@ -31,6 +31,7 @@ export const trajectoryColumns: Columns = {
   score: 'STRUCT(exact_match DOUBLE, f1 DOUBLE, format_valid BOOLEAN, answer_in_observation BOOLEAN)',
   judge: 'STRUCT(correct BOOLEAN, reply VARCHAR)',
   advantages: 'FLOAT[]',
+  beliefs: 'DOUBLE[]',
   termination: 'VARCHAR',
   failure_class: 'VARCHAR',
   answer: 'VARCHAR',
@@ -46,6 +47,19 @@ export const batchColumns: Columns = {
   advantages: 'FLOAT[]',
   temperature: 'FLOAT',
   weight: 'FLOAT',
+  // Which of the step's updates the sequence belongs to.
+  update: 'INTEGER',
+  // For the reader of a report; the trainer does not look at it.
+  turn_rewards: 'DOUBLE[]',
+};
+
+/** What the trainer measures beliefs on: one row a sequence. */
+export const beliefColumns: Columns = {
+  sequence_id: 'VARCHAR',
+  token_ids: 'INTEGER[]',
+  boundaries: 'INTEGER[]',
+  suffix_ids: 'INTEGER[]',
+  suffix_mask: 'TINYINT[]',
 };
 
 /** Write rows in their order; the file appears whole (rename) or not at all. The same rows give the same bytes. */

@@ -98,6 +98,10 @@ export interface TrainerMethods {
     params: { batch: string; out: string; temperature: number; micro_batch_tokens?: number };
     result: { sequences: number; tokens: number };
   };
+  beliefs: {
+    params: { batch: string; out: string; temperature: number };
+    result: { sequences: number; beliefs: number };
+  };
   save: {
     params: { dir: string };
     result: { step: number; files: Record<'weights' | 'optimizer' | 'state', string> };

@@ -59,7 +59,8 @@ otherwise takes every turn for one token.`,
     const groups = readGroups(await readAll(process.stdin));
     refuseMissing(groups, options);
     const computed = igpoAdvantages(groups, options);
-    if (values.json) io.out(JSON.stringify({ advantages: computed.advantages }));
+    if (values.json)
+      io.out(JSON.stringify({ advantages: computed.credits.map((group) => group.map((own) => own.advantages)) }));
     else for (const line of table(groups, computed)) io.out(line);
     return ExitCode.done;
   },
@@ -201,21 +202,18 @@ function refuseMissing(groups: Groups, options: IgpoOptions): void {
 }
 
 /** One line a turn: what was done, what it was rewarded with, and its advantage. */
-function table(groups: Groups, { advantages, rewards, scale, gamma }: IgpoAdvantages): string[] {
+function table(groups: Groups, { credits, scale, gamma }: IgpoAdvantages): string[] {
   const header = ['group', 'rollout', 'turn', 'tool', 'belief', 'reward', 'advantage'];
   const rows = groups.flatMap((group, at) =>
-    group.flatMap((rollout, index) =>
-      rollout.values.map((value, turn) => {
-        const { gains, outcome } = rewards[at]?.[index] ?? { gains: [], outcome: 0 };
-        const isLast = turn === rollout.values.length - 1;
-        const said = rollout.malformed.includes(turn) ? 'malformed' : (rollout.tools[turn] ?? (isLast ? 'answer' : ''));
-        const reward = isLast ? outcome : (gains[turn] ?? null);
+    group.flatMap(({ values, tools, malformed }, index) =>
+      values.map((value, turn) => {
+        const { advantages = [], rewards = [] } = credits[at]?.[index] ?? {};
+        const tool = tools[turn] ?? (turn === values.length - 1 ? 'answer' : '');
+        const numbers = [value, rewards[turn] ?? null, advantages[turn] ?? null];
         return [
           ...[at, index, turn].map(String),
-          said,
-          number(value),
-          number(reward),
-          number(advantages[at]?.[index]?.[turn] ?? null),
+          malformed.includes(turn) ? 'malformed' : tool,
+          ...numbers.map(number),
         ];
       }),
     ),

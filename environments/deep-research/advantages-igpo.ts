@@ -31,16 +31,22 @@ export interface TurnRewards {
   outcome: number;
 }
 
+/** One value a turn. */
+export interface TurnCredits {
+  advantages: number[];
+  /** What each turn was rewarded with, null where it has no reward position; the last is the outcome. */
+  rewards: (number | null)[];
+  /** With `per_position`: advantages as they change within turns, [first token, advantage], tokens counted from turn 0. */
+  steps?: AdvantageStep[];
+}
+
 export interface IgpoAdvantages {
-  /** By group, rollout and turn. */
-  advantages: number[][][];
-  rewards: TurnRewards[][];
+  /** By group and rollout. */
+  credits: TurnCredits[][];
   /** What normalised gains were multiplied with to be as large as outcomes; 1 where the mode has no such scale. */
   scale: number;
   /** The discount that was applied. */
   gamma: number;
-  /** With `per_position`: advantages as they change within turns, [first token, advantage], tokens counted from turn 0. */
-  steps?: AdvantageStep[][][];
 }
 
 export type AdvantageStep = readonly [from: number, advantage: number];
@@ -58,7 +64,11 @@ const MOST_SCALE = 10;
 const ZERO_GAIN = 1e-10;
 
 /** Whether the belief before this turn is measured: at the beginning, and after a turn within the scope. */
-export function isMeasured(turn: number, toolBefore: string | null, { scope, every }: IgpoSettings): boolean {
+export function isMeasured(
+  turn: number,
+  toolBefore: string | null,
+  { scope, every }: Pick<IgpoSettings, 'scope' | 'every'>,
+): boolean {
   if (turn === 0) return true;
   if (turn % every !== 0) return false;
   return scope === null || (toolBefore !== null && scope.includes(toolBefore.toLowerCase()));
@@ -116,13 +126,17 @@ export function igpoAdvantages(groups: readonly (readonly IgpoRollout[])[], opti
   const isRaw = options.normalize === 'raw_ig';
   const gamma = isRaw ? 0 : options.gamma;
   const factor = isRaw ? 1 : options.weight * scale;
-  return {
-    advantages: normalized.map((group) => group.map((rollout) => discounted(rollout, factor, gamma))),
-    rewards,
-    scale,
-    gamma,
-  };
+  const credits = normalized.map((group, at) =>
+    group.map((rollout, index) => ({
+      advantages: discounted(rollout, factor, gamma),
+      rewards: listed(rewards[at]?.[index]),
+    })),
+  );
+  return { credits, scale, gamma };
 }
+
+const listed = (rewards: TurnRewards | undefined): (number | null)[] =>
+  rewards === undefined ? [] : [...rewards.gains, rewards.outcome];
 
 function normalize(group: readonly TurnRewards[], { normalize: mode, weight, normalizeStd }: IgpoOptions) {
   const outcomes = group.map(({ outcome }) => outcome);
@@ -179,23 +193,21 @@ function perPosition(
   rewards: readonly TurnRewards[][],
   { gamma, weight }: IgpoOptions,
 ): IgpoAdvantages {
-  const steps = groups.map((group, at) => {
+  const credits = groups.map((group, at) => {
     const returns = group.map((rollout, index) => {
-      const ahead = discounted(rewards[at]?.[index] as TurnRewards, weight, gamma);
-      return { starts: startsOf(rollout), ahead };
+      const own = rewards[at]?.[index] as TurnRewards;
+      return { own, starts: startsOf(rollout), ahead: discounted(own, weight, gamma) };
     });
     const cuts = [...new Set(returns.flatMap(({ starts }) => starts))].sort((a, b) => a - b);
-    const means = cuts.map((cut) => mean(returns.map((one) => returnAt(one, cut))));
-    return returns.map((one) =>
-      cuts
-        .filter((cut) => cut < (one.starts.at(-1) as number))
-        .map((cut): AdvantageStep => [cut, returnAt(one, cut) - (means[cuts.indexOf(cut)] as number)]),
-    );
+    const baselines = cuts.map((cut) => [cut, mean(returns.map((one) => returnAt(one, cut)))] as const);
+    return returns.map((one): TurnCredits => {
+      const steps = baselines
+        .filter(([cut]) => cut < (one.starts.at(-1) as number))
+        .map(([cut, baseline]): AdvantageStep => [cut, returnAt(one, cut) - baseline]);
+      return { advantages: turnMeans(one.starts, steps), rewards: listed(one.own), steps };
+    });
   });
-  const advantages = groups.map((group, at) =>
-    group.map((rollout, index) => turnMeans(startsOf(rollout), steps[at]?.[index] ?? [])),
-  );
-  return { advantages, rewards: rewards.map((group) => [...group]), scale: 1, gamma, steps };
+  return { credits, scale: 1, gamma };
 }
 
 /** The first token of each turn, and the end of the last. */

@@ -59,6 +59,8 @@ export interface TurnRecord {
   status: 'ok' | 'malformed';
   latency_ms: number;
   weight_version: string;
+  /** In the reference answer before this turn, in nats; null or absent where it was not measured. */
+  belief?: number | null;
   /** What was appended after the action: an observation, the forced-answer message, or nothing. */
   observation: ({ token_ids: number[] } & Pick<Span, 'tool' | 'status' | 'latency_ms' | 'denied'>) | null;
   /** Set by the turn at which a limit was met (the forced turn follows), and by an answer. */
@@ -79,6 +81,8 @@ export interface TrajectoryInput {
   limits: Limits;
   sampling: { temperature: number; top_p: number; seed: number };
   reward: RewardRule;
+  /** Measures the belief in the reference answer before a turn; null where none is wanted. */
+  believe?: (ids: readonly number[], turn: number, toolBefore: string | null) => Promise<number> | null;
   /** Finished turns of an attempt that was interrupted, in order. */
   resumeFrom?: readonly TurnRecord[];
   /** Awaited before the next turn begins. */
@@ -115,7 +119,7 @@ export async function runTrajectory(input: TrajectoryInput): Promise<Trajectory>
         'budget',
         `the prompt of ${state.ids.length} tokens leaves no room for an answer within ${limits.contextLength}`,
       );
-    const record = await takeTurn(input, state);
+    const record = await takeBelievedTurn(input, state);
     await input.onTurn?.(record);
     state.append(record);
   }
@@ -209,6 +213,7 @@ export function assembleTrajectory(
     score: graded,
     judge: null,
     advantages: [],
+    beliefs: records.some(({ belief }) => belief !== undefined) ? records.map(({ belief }) => belief ?? null) : [],
     termination,
     failure_class: failure,
     answer: answer === null ? null : printable(answer),
@@ -281,6 +286,14 @@ class Conversation {
   #hasRoomAfter(tokens: number): boolean {
     return this.ids.length + tokens + this.#limits.maxTurnTokens + this.#reserve <= this.#limits.contextLength;
   }
+}
+
+/** The belief before a turn is measured while the turn is sampled and its tool runs; both are in its record. */
+async function takeBelievedTurn(input: TrajectoryInput, state: Conversation): Promise<TurnRecord> {
+  const measured = input.believe?.([...state.ids], state.records.length, state.records.at(-1)?.tool ?? null) ?? null;
+  measured?.catch(() => undefined); // awaited below, unless the turn fails first
+  const record = await takeTurn(input, state);
+  return measured === null ? record : { ...record, belief: await orFailure('engine', input, () => measured) };
 }
 
 async function takeTurn(input: TrajectoryInput, state: Conversation): Promise<TurnRecord> {

@@ -15,6 +15,8 @@ export interface Tokenizer {
   encode(text: string): number[];
   /** Anybody's text: the spelling of a special token stays plain text, tags such as `<think>` keep their ids. */
   encodeText(text: string): number[];
+  /** `encodeText`, and where in the text's UTF-8 bytes each id ends. Throws TOKENIZER_BYTES for one that is not byte-level. */
+  encodeBytes(text: string): { ids: number[]; ends: number[] };
   decode(ids: readonly number[]): string;
   /** A completion ends with one of these, and it stays in the ids. */
   stopIds: number[];
@@ -34,6 +36,12 @@ export interface RenderedTurn {
   observation: string | readonly number[] | null;
 }
 
+/** Ids that follow a context, up to the last one of the reference answer; mask 1 where they overlap it. */
+export interface PseudoAnswer {
+  token_ids: number[];
+  mask: number[];
+}
+
 export interface RenderedSpan {
   turn: number;
   kind: 'prompt' | 'action' | 'observation';
@@ -44,6 +52,10 @@ export interface RenderedSpan {
 const TURN_END = '<|im_end|>';
 const END_OF_TEXT = '<|endoftext|>';
 const FORCED_ANSWER = 'Provide your final answer in <answer></answer> tags now.';
+
+/** As inclusionAI/DR-Venus and GuoqingWang1/IGPO have it: the belief in an answer is read after these very words. */
+const PSEUDO_PREFIX = "Now there's enough information to answer\n</think>\n<answer>\n";
+const PSEUDO_CLOSING = '\n</answer>';
 
 const ANSWER_FORM = '<think>...</think>\n<answer>only the answer</answer>';
 
@@ -74,6 +86,23 @@ export async function loadTokenizer(modelDir: string): Promise<Tokenizer> {
   return {
     encode: (string) => markup.encode(string, { add_special_tokens: false }).ids,
     encodeText: (string) => pieces(string).flatMap((piece) => text.encode(piece, { add_special_tokens: false }).ids),
+    encodeBytes: (string) => {
+      const { ids, tokens } = text.encode(string, { add_special_tokens: false });
+      const added = text.get_added_tokens_decoder();
+      let end = 0;
+      const ends: number[] = [];
+      for (const [at, token] of tokens.entries()) {
+        // A character of a byte-level token stands for one byte; an added token is written as it is.
+        end += added.has(ids[at] as number) ? Buffer.byteLength(token) : token.length;
+        ends.push(end);
+      }
+      if (end === Buffer.byteLength(string)) return { ids, ends };
+      throw new ExpError(
+        'TOKENIZER_BYTES',
+        modelDir,
+        'the tokens do not spell the bytes of the text: no byte-level BPE',
+      );
+    },
     decode: (ids) => (ids.length === 0 ? '' : markup.decode([...ids], { clean_up_tokenization_spaces: false })),
     stopIds,
     family: template.includes(`<|im_start|>assistant\\n<think>\\n'`) ? 'qwen3_thinking' : 'chatml',
@@ -109,6 +138,23 @@ export function renderObservation(t: Tokenizer, text: string, { cut = false } = 
 /** Stands in the place of an observation when a limit is reached. */
 export function renderForcedAnswer(t: Tokenizer, { cut = false } = {}): number[] {
   return t.encode(`${closing(cut)}\n<|im_start|>user\n${FORCED_ANSWER}${TURN_END}\n${generationPrompt(t)}`);
+}
+
+/**
+ * An answer the policy did not give, as if it had decided to: what its belief in that answer is measured on. Tokenised in
+ * one piece, and an id counts to the answer as soon as one of its bytes does. Nothing after the answer can change its
+ * probability, so the ids end with it. No ids are marked when there is no answer.
+ */
+export function renderPseudoAnswer(t: Tokenizer, answer: string): PseudoAnswer {
+  // The generation prompt opens the thought where the chat template does; elsewhere the policy would.
+  const prefix = `${t.family === 'qwen3_thinking' ? '' : '<think>\n'}${PSEUDO_PREFIX}`;
+  const reference = answer.normalize('NFC'); // as tokenizers do, so that bytes can be counted
+  const { ids, ends } = t.encodeBytes(`${prefix}${reference}${PSEUDO_CLOSING}`);
+  const start = Buffer.byteLength(prefix);
+  const end = start + Buffer.byteLength(reference);
+  const mask = ids.map((_, at) => ((ends[at] as number) > start && (ends[at - 1] ?? 0) < end ? 1 : 0));
+  const length = mask.lastIndexOf(1) + 1;
+  return { token_ids: ids.slice(0, length), mask: mask.slice(0, length) };
 }
 
 /** An action somebody wrote down, as the policy would have sampled it: with the stop token at its end. */

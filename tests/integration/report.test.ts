@@ -73,6 +73,7 @@ function trajectory(id: string, task: string, { right, group = task }: { right: 
     score: { exact_match: right ? 1 : 0, f1: right ? 1 : 0, format_valid: true, answer_in_observation: false },
     judge: null,
     advantages: [],
+    beliefs: [],
     termination: 'answer',
     failure_class: null,
     answer: 'a',

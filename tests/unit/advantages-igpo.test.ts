@@ -7,6 +7,7 @@ import {
   igpoAdvantages,
   isMeasured,
   missingBelief,
+  type TurnCredits,
   teachesNothing,
   turnRewards,
 } from '../../environments/deep-research/advantages-igpo.ts';
@@ -30,8 +31,8 @@ const golden: IgpoRollout[] = [
   { values: [-3.0, -2.5], tools: ['visit', null], malformed: [], outcome: 1 },
 ];
 
-const to4 = (group: number[][] | undefined): number[][] | undefined =>
-  group?.map((turns) => turns.map((value) => Number(value.toFixed(4))));
+const to4 = (group: TurnCredits[] | undefined): number[][] | undefined =>
+  group?.map(({ advantages }) => advantages.map((value) => Number(value.toFixed(4))));
 
 describe('the golden vector', () => {
   test('has the turn rewards of the recipe: a visit absorbs the searches before it, a penalty takes a turn over', () => {
@@ -44,9 +45,9 @@ describe('the golden vector', () => {
   });
 
   test('has its advantages and its scale', () => {
-    const { advantages, scale } = igpoAdvantages([golden], drVenus);
+    const { credits, scale } = igpoAdvantages([golden], drVenus);
     expect(scale).toBeCloseTo(1.189521, 6);
-    expect(to4(advantages[0])).toEqual([
+    expect(to4(credits[0])).toEqual([
       [3.5311, 3.5311, 2.6643, 2.6643, 2.6643, 1.0],
       [-3.7527, -1.9954, -1.95, -1.0],
       [-1, -1, -1],
@@ -55,9 +56,9 @@ describe('the golden vector', () => {
   });
 
   test('and those without the scale', () => {
-    const { advantages, scale } = igpoAdvantages([golden], { ...drVenus, normalize: 'separate' });
+    const { credits, scale } = igpoAdvantages([golden], { ...drVenus, normalize: 'separate' });
     expect(scale).toBe(1);
-    expect(to4(advantages[0])).toEqual([
+    expect(to4(credits[0])).toEqual([
       [3.1123, 3.1123, 2.3911, 2.3911, 2.3911, 1.0],
       [-3.2914, -1.8212, -1.7907, -1.0],
       [-1, -1, -1],
@@ -151,7 +152,7 @@ test.skipIf(shared === null)('1,000 random batches agree with the reference in P
     const ours = igpoAdvantages(groups, options);
     const theirs = answers[index] as (typeof answers)[number];
     expect(Math.abs(ours.scale - theirs.scale)).toBeLessThanOrEqual(1e-12);
-    const turns = ours.advantages.flat().flat();
+    const turns = ours.credits.flat().flatMap(({ advantages }) => advantages);
     const expected = theirs.advantages.flat();
     expect(turns).toHaveLength(expected.length);
     for (const [at, value] of turns.entries()) largest = Math.max(largest, Math.abs(value - (expected[at] as number)));
@@ -164,16 +165,17 @@ test.skipIf(shared === null)('1,000 random batches agree with the reference in P
 describe("what the authors' own code gives (tests/fixtures/igpo/made-with.py)", () => {
   test.each(released.cases)('$name', ({ groups, options, advantages }) => {
     const ours = igpoAdvantages(groups as IgpoRollout[][], { ...drVenus, ...(options as Partial<IgpoOptions>) });
-    const tokens = (ours.steps ?? []).map((group, at) =>
-      group.map((steps, index) => everyToken(steps, (groups as IgpoRollout[][])[at]?.[index] as IgpoRollout)),
+    const given = ours.credits.map((group, at) =>
+      group.map((own, index) => everyToken(own, (groups as IgpoRollout[][])[at]?.[index] as IgpoRollout)),
     );
-    expect(ours.steps === undefined ? ours.advantages : tokens).toEqual(
+    expect(given).toEqual(
       advantages.map((group) => group.map((turns) => turns.map((value) => expect.closeTo(value, 11)))),
     );
   });
 });
 
-function everyToken(steps: readonly (readonly [number, number])[], { tokens = [] }: IgpoRollout): number[] {
+function everyToken({ advantages, steps }: TurnCredits, { tokens = [] }: IgpoRollout): number[] {
+  if (steps === undefined) return advantages;
   const length = tokens.reduce((sum, count) => sum + count, 0);
   return Array.from({ length }, (_, token) => steps.findLast(([from]) => from <= token)?.[1] ?? Number.NaN);
 }
@@ -204,14 +206,14 @@ describe('by hand', () => {
     // Returns: first 0.5+1 = 1.5 over tokens 0-1, then 1 over 2-3; second 0 over token 0, 0 at token 1.
     const first = { ...pair([Math.log(0.25), Math.log(0.75)], 1), tokens: [2, 2] };
     const second = { ...pair([Math.log(0.5), Math.log(0.5)], 0), tokens: [1, 1] };
-    const { advantages, steps } = igpoAdvantages([[first, second]], {
+    const { credits } = igpoAdvantages([[first, second]], {
       ...IGPO_PRESETS.released_2025,
       formatPenalty: 1,
       normalizeStd: true,
     });
-    expect(advantages[0]?.[0]).toEqual([expect.closeTo(0.75, 12), expect.closeTo(0.5, 12)]);
-    expect(advantages[0]?.[1]).toEqual([expect.closeTo(-0.75, 12), expect.closeTo(-0.75, 12)]);
-    expect(steps?.[0]?.[1]?.map(([from]) => from)).toEqual([0, 1]);
+    expect(credits[0]?.[0]?.advantages).toEqual([expect.closeTo(0.75, 12), expect.closeTo(0.5, 12)]);
+    expect(credits[0]?.[1]?.advantages).toEqual([expect.closeTo(-0.75, 12), expect.closeTo(-0.75, 12)]);
+    expect(credits[0]?.[1]?.steps?.map(([from]) => from)).toEqual([0, 1]);
   });
 
   test('a gain that is no number counts 0, and keeps its position', () => {
@@ -226,9 +228,9 @@ describe('by hand', () => {
 
   test('the floor of the scale keeps gains alive where all outcomes agree', () => {
     // z of the gains ±1 / (0.5 + …): mean |z| is 1 but for the epsilons, so the scale is 0.3.
-    const { scale, advantages } = igpoAdvantages([[pair([-2, -1], 1), pair([-2, -2], 1)]], { ...drVenus, scope: null });
+    const { scale, credits } = igpoAdvantages([[pair([-2, -1], 1), pair([-2, -2], 1)]], { ...drVenus, scope: null });
     expect(scale).toBeCloseTo(0.3, 5);
-    expect(advantages[0]?.[0]?.[0]).toBeCloseTo(0.3, 5);
+    expect(credits[0]?.[0]?.advantages[0]).toBeCloseTo(0.3, 5);
   });
 
   test('a group whose outcomes agree still teaches when its gains differ', () => {

@@ -55,6 +55,7 @@ const trajectory = (index: number): Trajectory => ({
   score: { exact_match: 0, f1: 0.5, format_valid: true, answer_in_observation: false },
   judge: { correct: true, reply: 'correct: yes' },
   advantages: [],
+  beliefs: [],
   termination: 'answer',
   failure_class: null,
   answer: 'Ünïcode "quoted"\n, MIT',

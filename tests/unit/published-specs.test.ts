@@ -128,7 +128,7 @@ describe('dr-venus.yaml', () => {
         clip: { low: 0.2, high: 0.2, dual: 3 },
         kl: { coefficient: 0.001, estimator: 'k3', reference: null },
         loss: 'token_mean',
-        igpo: { preset: 'dr_venus', gamma: 0.95, measure: 'log_prob', scope: ['visit'], normalize: 'scaled_separate' },
+        igpo: { gamma: 0.95, measure: 'log_prob', scope: ['visit'], every: 1, normalize: 'scaled_separate', weight: 1 },
       },
       rollout: { group_size: 8, prompts_per_step: 16, temperature: 1, top_p: 0.95, cutoff: 0.9 },
       optimizer: { learning_rate: 1e-6, minibatch: 16 },
@@ -145,7 +145,7 @@ describe('dr-venus.yaml', () => {
     const arm = plan.arms.findIndex(({ name }) => name === 'grpo');
     const { igpo, ...algorithm } = parametersOf(plan, 'igpo', 'rl', arm).algorithm;
     const { igpo: before, ...control } = parametersOf(plan, 'igpo', 'rl').algorithm;
-    expect([igpo, before?.preset]).toEqual([null, 'dr_venus']);
+    expect([igpo, before?.normalize]).toEqual([null, 'scaled_separate']);
     expect(algorithm).toEqual({ ...control, name: 'grpo' });
   });
 

@@ -52,6 +52,7 @@ export function writtenTrajectory(written: WrittenTrajectory): Trajectory {
     score: score(answer, scored, written.reference),
     judge: null,
     advantages: [],
+    beliefs: [],
     termination,
     failure_class: null,
     answer,
