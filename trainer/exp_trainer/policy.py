@@ -72,6 +72,13 @@ class Policy:
         """Last hidden states [T, H] of sequences that lie one behind the other; none sees another."""
         return final_hidden(self.model, token_ids_T.to(self.device), length_S, self._autocast())
 
+    def cached_hidden_states(self, token_ids_T: Tensor, cache: Any) -> Tensor:
+        """Hidden states [T, H] after the last norm of tokens behind those in the cache, which grows by them."""
+        decoder = self.model.get_decoder()
+        with self._autocast():
+            output = decoder(input_ids=token_ids_T[None].to(self.device), past_key_values=cache, use_cache=True)
+        return output.last_hidden_state[0]
+
     def action_logprobs(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy at each action token, on the CPU."""
         hidden_TH = self.hidden_states(micro_batch.token_ids_T, micro_batch.length_S)

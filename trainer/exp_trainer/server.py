@@ -40,6 +40,7 @@ class Trainer:
             "open": self._open,
             "step": lambda params: self._opened().train(params),
             "score": lambda params: self._opened().score(params),
+            "beliefs": lambda params: self._opened().beliefs(params),
             "save": lambda params: self._opened().save(params),
             "export": lambda params: self._opened().export(params),
             "close": self._close,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .attention import refuse_contamination
+from .beliefs import measure_batch
 from .chain import open_chain
 from .checkpoint import load_checkpoint, save_checkpoint, save_weights
 from .data import read_batch, read_for_scoring, write_scores
@@ -102,6 +103,11 @@ class Stage:
             )
         write_scores(Path(params["out"]), id_column, [item.sequence_id for item in sequences], scores)
         return {"sequences": len(sequences), "tokens": sum(len(item.token_ids_T) for item in sequences)}
+
+    def beliefs(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The policy's beliefs in the reference answers of a batch, into a Parquet file."""
+        with self._progress.phase("believing"):
+            return measure_batch(self._policy, params, self._progress)
 
     def save(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """A checkpoint that `open` can resume from."""
