@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
 import { histogram } from '../environments/deep-research/benchmarks/statistics.ts';
+import { stratified } from '../environments/deep-research/draw-tasks.ts';
 import { type Demonstration, demonstrate } from '../environments/deep-research/expert.ts';
 import type { Tokenizer } from '../environments/deep-research/prompt.ts';
 import { messagesOf, writtenTrajectory } from '../environments/deep-research/trajectories/written-trajectory.ts';
@@ -17,7 +18,6 @@ import { weightOf } from './import-tally.ts';
 import { importTrajectories } from './import-trajectories.ts';
 import type { CpuActivities, NodeRef } from './index.ts';
 import type { PlanReader } from './plan-reader.ts';
-import { stratified } from './prepare-rollouts.ts';
 import { withPulse } from './pulse.ts';
 import { readTasks } from './task-files.ts';
 

@@ -4,6 +4,7 @@ import type { Checkpoint } from '../schemas/checkpoint.ts';
 import type { NodeKind, PlanGate } from '../schemas/plan.ts';
 import type { Refusal } from './adapters/spend-ledger.ts';
 import type { Bounds } from './budget.ts';
+import type { StopReason } from './stage-course.ts';
 
 export type { Bounds, Refusal };
 
@@ -39,6 +40,8 @@ export type NodeEnding = Omit<NodeOutcome, 'status'> & {
   status: NodeOutcome['status'] | 'paused';
   /** Runs whose budget paused it. */
   refusals?: readonly Refusal[];
+  /** What is beyond its limits, which pauses every run that waits for it. */
+  unhealthy?: string;
 };
 
 /** A prepared fan-out: `request` is a blob of rollout specs, split into `batches` activities. */
@@ -46,6 +49,23 @@ export interface RolloutRequest {
   request: string;
   trajectories: number;
   batches: number;
+  /** What these find decides whether another round is sampled. */
+  more?: boolean;
+}
+
+/** What is sampled: by a node that samples once, for a step of an rl stage, or beside its steps. */
+export interface SamplingRequest {
+  node: NodeRef;
+  step: number;
+  /** Counts refills of a step, and rounds of a profile. */
+  round: number;
+  checkpoint: Checkpoint;
+  /** Within an rl stage, at the checkpoint after `step`: its benchmark, or pass rates anew. */
+  purpose?: 'evaluation' | 'refresh';
+  /** Of a step: other prompts in the place of dropped groups, after the `start` that were asked for before. */
+  refill?: { start: number; count: number };
+  /** Of a profile: what the rounds before found. */
+  shards?: RolloutShard[];
 }
 
 /** Sealed shard of trajectories: a Parquet blob and what the next decision needs of it. */
@@ -69,12 +89,7 @@ export interface CpuActivities {
   tasks(node: NodeRef): Promise<ArtifactRef>;
   demonstrations(node: NodeRef): Promise<ArtifactRef>;
   /** Write the rollout specs of a profile, a benchmark, or one rl step. Deterministic: same input, same blob. */
-  prepareRollouts(input: {
-    node: NodeRef;
-    step: number;
-    round: number;
-    checkpoint: Checkpoint;
-  }): Promise<RolloutRequest>;
+  prepareRollouts(input: SamplingRequest): Promise<RolloutRequest>;
   publishProfile(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   publishBenchmark(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   report(node: NodeRef): Promise<ArtifactRef>;
@@ -140,6 +155,18 @@ export interface TrainerActivities {
   closeTrainer(input: { node: NodeRef; epoch: number }): Promise<void>;
 }
 
+/** How an rl stage goes on after a step. */
+export type StageMove =
+  | { do: 'train' }
+  /** Measure the benchmark of the stage at this checkpoint. */
+  | { do: 'evaluate' }
+  /** Measure pass rates at this checkpoint and choose the pool anew. */
+  | { do: 'refresh' }
+  /** Until a person says so. */
+  | { do: 'pause'; reason: string }
+  /** Publish the checkpoint of `step`. */
+  | { do: 'end'; step: number; reason: StopReason };
+
 /** Task queue `<prefix>-cpu`: what an rl or sft stage does between steps. */
 export interface StageActivities {
   /** Write every SFT batch to the step ledger; returns how many steps there are. */
@@ -154,7 +181,30 @@ export interface StageActivities {
     checkpoint: Checkpoint;
     /** No refill follows: the batch is recorded even if every advantage in it is zero. */
     last: boolean;
-  }): Promise<{ usable: boolean }>;
-  /** `beliefs`: what measures them, where the algorithm has any. */
-  stagePlan(node: NodeRef): Promise<{ steps: number; beliefs?: 'trainer' | 'engine' }>;
+  }): Promise<{
+    usable: boolean;
+    /** Groups the step is short of, when it is not usable yet. */
+    missing?: number;
+  }>;
+  stagePlan(node: NodeRef): Promise<StagePlan>;
+  /** Decide by what is recorded of the stage what comes after `step`. */
+  nextMove(input: { node: NodeRef; step: number; steps: number; ends: 'steps' | 'epochs' }): Promise<StageMove>;
+  /** Score an evaluation within the stage: points of its curves at `step`. */
+  recordEvaluation(input: { node: NodeRef; step: number; shards: RolloutShard[] }): Promise<void>;
+  /** Choose the training pool anew, by pass rates measured after `step`. */
+  refreshPool(input: { node: NodeRef; step: number; shards: RolloutShard[] }): Promise<void>;
+  /** Write down that a pause for health was told, so that steps are counted anew when the run goes on. */
+  noteHealthPause(input: { node: NodeRef; step: number }): Promise<void>;
+}
+
+export interface StagePlan {
+  steps: number;
+  /** What `steps` comes from. */
+  ends: 'steps' | 'epochs';
+  /** Rounds of sampling a step may add. */
+  refills: number;
+  /** More than the number of steps decides how the stage goes on: ask `nextMove`. */
+  looks: boolean;
+  /** What measures beliefs, where the algorithm has any. */
+  beliefs?: 'trainer' | 'engine';
 }

@@ -56,6 +56,23 @@ export class NodeProgress {
     );
   }
 
+  /** Curves by name, each value by step; what was recorded as no number is NaN. Names without a point are left out. */
+  async curves(key: string, names: readonly string[]): Promise<Map<string, Map<number, number>>> {
+    const { rows } = await this.#pool.query<{ name: string; step: number; value: number }>(
+      `select name, step, value from node_metrics where key = $1 and name = any($2)
+       union all
+       select wanted.name, step, 'NaN'::float8 from node_metrics
+       join unnest($2::text[]) as wanted (name) on node_metrics.name = wanted.name || '_nan_count' where key = $1`,
+      [key, names],
+    );
+    const curves = new Map<string, Map<number, number>>();
+    for (const { name, step, value } of rows) {
+      const curve = curves.get(name) ?? new Map<number, number>();
+      curves.set(name, curve.set(step, value));
+    }
+    return curves;
+  }
+
   async metrics(key: string): Promise<Metric[]> {
     const { rows } = await this.#pool.query<{ name: string; step: number; value: number; timestamp_ms: string }>(
       'select name, step, value, timestamp_ms from node_metrics where key = $1 order by name, step',

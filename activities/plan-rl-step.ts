@@ -1,5 +1,7 @@
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { chooseGroups } from '../environments/deep-research/choose-groups.ts';
+import { RolloutHealth, type WatchedTrajectory } from '../environments/deep-research/rollout-health.ts';
 import { nodeOf } from '../schemas/node-parameters.ts';
 import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
@@ -15,6 +17,7 @@ import {
   attemptOf,
   type GradedRow,
   isInformative,
+  noAdvantages,
   stepAdvantages,
   type TurnAdvantages,
   tokenAdvantages,
@@ -37,25 +40,30 @@ export const createPlanRlStepActivities = ({
   work,
 }: PlanRlStepDeps): Pick<StageActivities, 'planRlStep'> => ({
   /**
-   * Score, drop groups that teach nothing, compute advantages over the whole batch in this one place, and fix the
-   * step's batch in the ledger. With too few informative prompts, asks for a refill unless it is the last: dapo wants
-   * all of them to be (dynamic sampling), others half. Throws BELIEFS when igpo lacks one that it needs.
+   * Score, drop groups that teach nothing or are outside the bounds, compute advantages over the whole batch in this one
+   * place, and fix the step's batch in the ledger. Asks for as many groups as it is short of, unless no refill follows.
+   * Throws BELIEFS when igpo lacks one that it needs.
    */
   planRlStep: ({ node: ref, step, shards, beliefs = [], checkpoint, last }) =>
     withPulse(async (moved) => {
       const { parameters, unkeyed } = nodeOf('rl', await plans.node(ref));
-      const { rollout, algorithm, optimizer } = parameters;
+      const { rollout, algorithm, optimizer, keep } = parameters;
       const paths = await Promise.all(shards.map(({ blob }) => store.openBlob(blob)));
       const measured = await Promise.all(beliefs.map((blob) => store.openBlob(blob)));
       const isMeasuredHere = algorithm.igpo !== null && unkeyed.beliefs === 'engine';
       const rows = readGraded(paths, isMeasuredHere, moved);
       const groups = await readGroups(algorithm.igpo === null ? rows : withBeliefs(rows, measured, algorithm.igpo));
-      const informative = groups.filter((group) => isInformative(group, parameters));
-      const wanted = rollout.prompts_per_step * (algorithm.name === 'dapo' ? 1 : 0.5);
-      if (!last && informative.length < wanted) return { usable: false };
+      const rule = { perStep: rollout.prompts_per_step, keep };
+      const choice = chooseGroups(groups, rule, {
+        outcomeOf: ({ outcome }) => outcome,
+        teaches: (group) => isInformative(group, parameters),
+      });
+      if (!last && choice.missing > 0) return { usable: false, missing: choice.missing };
 
-      const chosen = informative.length > 0 ? informative.slice(0, rollout.prompts_per_step) : groups;
-      const { byTrajectory, metrics } = stepAdvantages(chosen, parameters);
+      // A step without a group to learn from is a step all the same: with advantages of zero.
+      const learns = choice.chosen.length > 0;
+      const chosen = learns ? choice.chosen : groups;
+      const { byTrajectory, metrics } = learns ? stepAdvantages(chosen, parameters) : noAdvantages(chosen);
       const trained = new Map(
         chosen.flatMap((group, at) =>
           group.map((attempt): [string, Trained] => [
@@ -77,7 +85,8 @@ export const createPlanRlStepActivities = ({
       } finally {
         await rm(folder, { recursive: true, force: true });
       }
-      await progress.record(ref.key, step, { ...rolloutMetrics(groups, informative.length, shards), ...metrics });
+      const health = await rolloutHealth(paths, moved);
+      await progress.record(ref.key, step, { ...rolloutMetrics(groups, choice, shards), ...health, ...metrics });
       return { usable: true };
     }),
 });
@@ -89,7 +98,7 @@ interface Trained {
   advantages: TurnAdvantages;
 }
 
-const GRADED = ['trajectory_id', 'group_id', 'sample', 'branch', 'reward', 'score', 'termination', 'spans'];
+const GRADED = ['trajectory_id', 'group_id', 'sample', 'branch', 'reward', 'score', 'judge', 'termination', 'spans'];
 
 /** Infrastructure failures are masked here: they are counted by their shard, never scored. */
 async function* readGraded(
@@ -114,6 +123,18 @@ async function readGroups(rows: AsyncIterable<GradedRow>): Promise<Attempt[][]> 
     groups.set(row.group_id, group.set(row.trajectory_id, [...(group.get(row.trajectory_id) ?? []), row]));
   }
   return [...groups.values()].map((group) => [...group.values()].map(attemptOf).sort((a, b) => a.sample - b.sample));
+}
+
+async function rolloutHealth(paths: readonly string[], moved: () => void): Promise<Record<string, number>> {
+  const health = new RolloutHealth();
+  const columns = ['trajectory_id', 'group_id', 'branch', 'spans', 'messages', 'reward', 'termination'];
+  for (const path of paths) {
+    for await (const row of readParquet<WatchedTrajectory>(path, columns)) {
+      moved();
+      health.add(row);
+    }
+  }
+  return health.metrics();
 }
 
 type TokenRow = Pick<Trajectory, 'trajectory_id' | 'branch' | 'token_ids' | 'mask' | 'logprobs'>;
@@ -151,12 +172,12 @@ const mean = (values: readonly number[]): number =>
 
 function rolloutMetrics(
   groups: readonly (readonly Attempt[])[],
-  informative: number,
+  { chosen, outside }: { chosen: readonly unknown[]; outside: number },
   shards: readonly RolloutShard[],
 ): Record<string, number> {
   const all = groups.flat();
   return {
-    'rollout/pass_rate': mean(all.map(({ score }) => score.exact_match)),
+    'rollout/pass_rate': mean(all.map(({ right }) => (right ? 1 : 0))),
     'rollout/reward': mean(all.map(({ outcome }) => outcome)),
     'rollout/f1': mean(all.map(({ score }) => score.f1)),
     'rollout/format_valid': mean(all.map(({ score }) => (score.format_valid ? 1 : 0))),
@@ -164,7 +185,8 @@ function rolloutMetrics(
     'rollout/action_tokens': mean(all.map(({ turns }) => turns.reduce((sum, { start, end }) => sum + end - start, 0))),
     'rollout/answered': mean(all.map(({ termination }) => (termination === 'answer' ? 1 : 0))),
     'rollout/groups': groups.length,
-    'rollout/groups_informative': informative,
+    'rollout/groups_trained': chosen.length,
+    'rollout/groups_outside': outside,
     'rollout/trajectories': all.length,
     'rollout/failed': shards.reduce((sum, { failed }) => sum + failed, 0),
   };

@@ -1,24 +1,28 @@
-import { createHash } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { createInterface } from 'node:readline';
 import type { BeliefScope } from '../environments/deep-research/beliefs.ts';
+import { type Block, promptsFrom, refillFrom, seedOf, stratified } from '../environments/deep-research/draw-tasks.ts';
+import { filters } from '../environments/deep-research/pass-rates.ts';
 import { ExpError } from '../schemas/errors.ts';
 import {
   type AgentParameters,
+  type BenchmarkParameters,
   type NodeOf,
   nodeOf,
+  type ProfileParameters,
   type RewardParameters,
   type SamplingParameters,
 } from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
 import type { Task } from '../schemas/task.ts';
-import type { ArtifactStore } from './adapters/artifact-store.ts';
-import type { CpuActivities, NodeRef } from './index.ts';
-import type { PlanReader } from './plan-reader.ts';
+import type { CpuActivities, NodeRef, RolloutShard, StageActivities } from './index.ts';
+import { drawsOf, readByTask } from './measure-pass-rates.ts';
 import { withPulse } from './pulse.ts';
+import { readTasks } from './task-files.ts';
+import { type PoolSources, trainingPool } from './training-pool.ts';
 
 /** Trajectories in one activity: enough to keep an engine full, few enough that a retry is cheap. */
 const BATCH_SIZE = 32;
+/** Steps of a stage that only a plateau ends. */
+const NO_END = 10_000_000;
 
 /** One line of a rollout request: everything a trajectory needs besides the weights and the world. */
 export interface RolloutSpec {
@@ -33,178 +37,191 @@ export interface RolloutSpec {
   reward: RewardParameters;
   /** Beliefs in the reference answer to measure while rolling out. */
   beliefs?: BeliefScope;
+  /** Part of the batch after which the rest is asked for answers; null for never. */
+  cutoff: number | null;
 }
+
+type Request = Parameters<CpuActivities['prepareRollouts']>[0];
+
+/** How trajectories are sampled, whatever the kind of the node. */
+type Manner = Pick<RolloutSpec, 'agent' | 'context_length' | 'sampling' | 'reward' | 'cutoff' | 'beliefs'>;
 
 interface Draw {
-  tasks: Task[];
-  samples: number;
+  /** Samples of each task, from the first that is not sampled yet. */
+  draws: { task: Task; first: number; count: number }[];
+  manner: Manner;
+  /** Names trajectories: the same sample has the same name, and so the same seed, in whichever round it is drawn. */
+  prefix: string;
   /** Also ask each question once without tools: the closed-book baseline. */
-  closedBook: boolean;
-  sampling: SamplingParameters;
+  closedBook?: boolean;
+  /** What this round finds decides what another samples. */
+  more?: boolean;
 }
 
-export const createPrepareRolloutsActivities = ({ plans, store }: { plans: PlanReader; store: ArtifactStore }) => ({
-  /** How many optimizer steps an rl stage has. */
-  stagePlan: (ref: NodeRef) =>
+export const createPrepareRolloutsActivities = (
+  deps: PoolSources,
+): Pick<CpuActivities, 'prepareRollouts'> & Pick<StageActivities, 'stagePlan'> => ({
+  /** How many optimizer steps an rl stage has, and whether more than their number decides its course. */
+  stagePlan: (ref) =>
     withPulse(async (moved) => {
-      const node = nodeOf('rl', await plans.node(ref));
-      const all = await readTasks(store, await plans.input(ref, 'tasks'), moved);
-      const steps = stepsOf(node, (await trainingPool(plans, store, ref, node, all)).length);
-      return { steps, ...(node.unkeyed.beliefs && { beliefs: node.unkeyed.beliefs }) };
+      const node = nodeOf('rl', await deps.plans.node(ref));
+      const { tasks } = await trainingPool(deps, ref, node, await tasksOf(deps, ref, moved), 0);
+      const { evaluate, health, refresh_every, until, rollout } = node.parameters;
+      const { beliefs } = node.unkeyed;
+      return {
+        ...stepsOf(node, tasks.length),
+        refills: rollout.refills,
+        looks: Boolean(evaluate || health || refresh_every || until.plateau),
+        ...(beliefs && { beliefs }),
+      };
     }),
 
-  prepareRollouts: ({ node: ref, step, round }: Parameters<CpuActivities['prepareRollouts']>[0]) =>
+  prepareRollouts: (request) =>
     withPulse(async (moved) => {
-      const node = await plans.node(ref);
-      const all = await readTasks(store, await plans.input(ref, 'tasks'), moved);
-      const draw = await drawTasks(plans, store, { ref, node, all }, step, round);
-      const prefix = `${ref.key.slice(0, 12)}/${step}${round > 0 ? `.${round}` : ''}`;
-      const specs = rolloutSpecs(node, draw, prefix);
+      const node = await deps.plans.node(request.node);
+      const draw = await drawOf(deps, request, node, moved);
+      const specs = rolloutSpecs(node, draw);
       const lines = [{ batch_size: BATCH_SIZE }, ...specs].map((line) => JSON.stringify(line));
-      const request = await store.putBlob(Buffer.from(`${lines.join('\n')}\n`));
-      return { request, trajectories: specs.length, batches: Math.ceil(specs.length / BATCH_SIZE) };
+      const blob = await deps.store.putBlob(Buffer.from(`${lines.join('\n')}\n`));
+      const batches = Math.ceil(specs.length / BATCH_SIZE);
+      return { request: blob, trajectories: specs.length, batches, more: draw.more ?? false };
     }),
 });
 
-function rolloutSpecs(node: PlanNode, draw: Draw, prefix: string): RolloutSpec[] {
-  // The three kinds that sample have these in common.
-  const { agent, context_length, reward } = (node as unknown as NodeOf<'profile' | 'benchmark' | 'rl'>).parameters;
-  const beliefs = engineBeliefs(node);
-  const spec = (task: Task, sample: number, group: string, tools: AgentParameters): RolloutSpec => {
+function rolloutSpecs(node: PlanNode, { draws, manner, prefix, closedBook }: Draw): RolloutSpec[] {
+  const spec = (task: Task, sample: number, group: string, agent: AgentParameters): RolloutSpec => {
     const trajectory_id = `${prefix}/${group}${task.task_id}/${sample}`;
-    return {
-      trajectory_id,
-      task,
-      group_id: `${group}${task.task_id}`,
-      sample,
-      seed: seedOf(node.seed, trajectory_id),
-      agent: tools,
-      context_length,
-      sampling: draw.sampling,
-      reward,
-      ...(beliefs && { beliefs }),
-    };
+    const seed = seedOf(node.seed, trajectory_id);
+    return { trajectory_id, task, group_id: `${group}${task.task_id}`, sample, seed, ...manner, agent };
   };
-  const specs = draw.tasks.flatMap((task) =>
-    Array.from({ length: draw.samples }, (_, sample) => spec(task, sample, '', agent)),
+  const specs = draws.flatMap(({ task, first, count }) =>
+    Array.from({ length: count }, (_, index) => spec(task, first + index, '', manner.agent)),
   );
-  if (!draw.closedBook) return specs;
-  const closed = { ...agent, tools: [], max_turns: 1 };
-  return [...specs, ...draw.tasks.map((task) => spec(task, 0, 'closed_book/', closed))];
+  if (!closedBook) return specs;
+  const closed = { ...manner.agent, tools: [], max_turns: 1 };
+  return [...specs, ...draws.map(({ task }) => spec(task, 0, 'closed_book/', closed))];
 }
 
-function engineBeliefs(node: PlanNode): BeliefScope | null {
-  if (node.kind !== 'rl') return null;
-  const { parameters, unkeyed } = nodeOf('rl', node);
+function engineBeliefs({ parameters, unkeyed }: NodeOf<'rl'>): BeliefScope | null {
   const { igpo } = parameters.algorithm;
   return igpo !== null && unkeyed.beliefs === 'engine' ? { scope: igpo.scope, every: igpo.every } : null;
 }
 
-async function drawTasks(
-  plans: PlanReader,
-  store: ArtifactStore,
-  { ref, node, all }: { ref: NodeRef; node: PlanNode; all: readonly Task[] },
-  step: number,
-  round: number,
-): Promise<Draw> {
+async function drawOf(deps: PoolSources, request: Request, node: PlanNode, moved: () => void): Promise<Draw> {
+  const { node: ref, step, round, purpose } = request;
+  const name = `${ref.key.slice(0, 12)}/${step}`;
   switch (node.kind) {
     case 'profile': {
-      const { tasks, split, rollouts, sampling } = nodeOf('profile', node).parameters;
-      const chosen = stratified(inSplit(all, split), tasks ?? all.length, node.seed);
-      return { tasks: chosen, samples: rollouts, closedBook: false, sampling };
+      const all = await tasksOf(deps, ref, moved);
+      return { ...(await profileDraw(deps, nodeOf('profile', node), all, request, moved)), prefix: name };
     }
     case 'benchmark': {
-      const { dataset, samples, sampling } = nodeOf('benchmark', node).parameters;
-      const chosen = stratified(inSplit(all, dataset.split), dataset.limit ?? all.length, dataset.seed);
-      return { tasks: chosen, samples, closedBook: true, sampling };
+      const { parameters } = nodeOf('benchmark', node);
+      return { ...benchmarkDraw(parameters, await tasksOf(deps, ref, moved)), prefix: name, closedBook: true };
     }
     case 'rl': {
       const rl = nodeOf('rl', node);
-      const { temperature, top_p, prompts_per_step, group_size } = rl.parameters.rollout;
-      const pool = await trainingPool(plans, store, ref, rl, all);
-      const start = (step - 1 + round * stepsOf(rl, pool.length)) * prompts_per_step;
-      const chosen = promptsFrom(pool, start, prompts_per_step, node.seed);
-      return { tasks: chosen, samples: group_size, closedBook: false, sampling: { temperature, top_p } };
+      if (purpose === 'evaluation') {
+        const { questions, protocol } = rl.parameters.evaluate as NonNullable<typeof rl.parameters.evaluate>;
+        return { ...benchmarkDraw(protocol, await tasksOf(deps, ref, moved, questions)), prefix: `${name}.eval` };
+      }
+      const all = await tasksOf(deps, ref, moved);
+      if (purpose === 'refresh') {
+        const profile = await profileOf(deps, ref);
+        return { ...(await profileDraw(deps, profile, all, request, moved)), prefix: `${name}.refresh` };
+      }
+      return { ...(await stepDraw(deps, request, rl, all)), prefix: round > 0 ? `${name}.${round}` : name };
     }
     default:
       throw new ExpError('PLAN', ref.id, `a node of kind ${node.kind} samples nothing`);
   }
 }
 
+const samplesOf = (tasks: readonly Task[], count: number): Draw['draws'] =>
+  tasks.map((task) => ({ task, first: 0, count }));
+
+function benchmarkDraw(
+  { dataset, samples, agent, context_length, sampling, reward }: Omit<BenchmarkParameters, 'benchmark' | 'after'>,
+  questions: readonly Task[],
+): Pick<Draw, 'draws' | 'manner'> {
+  const chosen = stratified(inSplit(questions, dataset.split), dataset.limit ?? questions.length, dataset.seed);
+  return { draws: samplesOf(chosen, samples), manner: { agent, context_length, sampling, reward, cutoff: null } };
+}
+
+/** A round of a profile: tasks whose side is decided by what the rounds before found are sampled no further. */
+async function profileDraw(
+  { store }: PoolSources,
+  { parameters, seed }: { parameters: ProfileParameters; seed: number | null },
+  tasks: readonly Task[],
+  { shards = [], round }: { shards?: RolloutShard[]; round: number },
+  moved: () => void,
+): Promise<Pick<Draw, 'draws' | 'manner' | 'more'>> {
+  const { split, rollouts: total, keep, stop_decided, agent, context_length, sampling, reward } = parameters;
+  const profiled = stratified(inSplit(tasks, split), parameters.tasks ?? tasks.length, seed);
+  const found = await readByTask(store, shards, moved);
+  const draws = profiled.flatMap((task) => {
+    const sampled = found.get(task.task_id) ?? [];
+    const count = drawsOf(sampled, parameters, round);
+    return count === 0 ? [] : [{ task, first: sampled.length, count }];
+  });
+  const more = stop_decided && filters(keep, total) && draws.some(({ first, count }) => first + count < total);
+  return { draws, more, manner: { agent, context_length, sampling, reward, cutoff: null } };
+}
+
+async function stepDraw(
+  deps: PoolSources,
+  { node: ref, step, refill }: Request,
+  node: NodeOf<'rl'>,
+  tasks: readonly Task[],
+): Promise<Pick<Draw, 'draws' | 'manner'>> {
+  const { rollout, agent, context_length, reward } = node.parameters;
+  const { temperature, top_p, prompts_per_step, group_size, cutoff } = rollout;
+  const pool = await trainingPool(deps, ref, node, tasks, step);
+  const block: Block = { start: (step - 1 - pool.since) * prompts_per_step, count: prompts_per_step };
+  const seed = pool.since === 0 ? `${node.seed}` : `${node.seed}:${pool.since}`;
+  const chosen = refill ? refillFrom(pool.tasks, block, refill, { seed, step }) : promptsFrom(pool.tasks, block, seed);
+  const beliefs = engineBeliefs(node);
+  const manner = {
+    agent,
+    context_length,
+    reward,
+    sampling: { temperature, top_p },
+    cutoff,
+    ...(beliefs && { beliefs }),
+  };
+  return { draws: samplesOf(chosen, group_size), manner };
+}
+
 const inSplit = (tasks: readonly Task[], split: string): Task[] => tasks.filter((task) => task.split === split);
 
-/** Tasks a stage trains on: those its profile kept, or the whole split. */
-async function trainingPool(
-  plans: PlanReader,
-  store: ArtifactStore,
-  ref: NodeRef,
-  node: NodeOf<'rl'>,
-  all: readonly Task[],
-): Promise<Task[]> {
-  const profile = (await plans.inputs(ref)).find(({ kind }) => kind === 'profile');
-  if (!profile) return inSplit(all, node.parameters.tasks.split);
-  const kept = new Set<string>();
-  for await (const line of linesOf(await store.openFile(profile.manifest, 'pass_rates.jsonl'))) {
-    const row = JSON.parse(line) as { task_id: string; kept: boolean };
-    if (row.kept) kept.add(row.task_id);
-  }
-  return all.filter((task) => kept.has(task.task_id));
+/** The profile that a stage measures again by. */
+export async function profileOf({ plans }: PoolSources, ref: NodeRef): Promise<NodeOf<'profile'>> {
+  const { inputs } = await plans.node(ref);
+  const found = (await plans.nodes(ref)).find(({ id, kind }) => kind === 'profile' && inputs.includes(id));
+  if (!found) throw new ExpError('PLAN', ref.id, 'measures pass rates again and has no profile');
+  return nodeOf('profile', found);
 }
 
-/** Optimizer steps of a stage: as declared, or so many epochs over its training pool. */
-export function stepsOf({ parameters: { until, rollout } }: NodeOf<'rl'>, poolSize: number): number {
-  return until.steps ?? Math.ceil(((until.epochs ?? 1) * poolSize) / rollout.prompts_per_step);
+/** Optimizer steps of a stage: the first of those declared, and of so many epochs over the pool it begins with. */
+export function stepsOf(
+  { parameters: { until, rollout } }: NodeOf<'rl'>,
+  poolSize: number,
+): { steps: number; ends: 'steps' | 'epochs' } {
+  const byEpochs = until.epochs === null ? NO_END : Math.ceil((until.epochs * poolSize) / rollout.prompts_per_step);
+  const declared = until.steps ?? NO_END;
+  return byEpochs < declared ? { steps: byEpochs, ends: 'epochs' } : { steps: declared, ends: 'steps' };
 }
 
-/** `count` prompts from position `start` of an endless sequence of epochs, each epoch in its own seeded order. */
-export function promptsFrom(pool: readonly Task[], start: number, count: number, seed: number | null): Task[] {
-  if (pool.length === 0) return [];
-  const wanted = Math.min(count, pool.length);
-  const epoch = Math.floor(start / pool.length);
-  // At most one epoch ends within them.
-  const orders = [epoch, epoch + 1].flatMap((number) => seededOrder(pool, `${seed}:${number}`));
-  return orders.slice(start % pool.length, (start % pool.length) + wanted);
-}
-
-/** `count` tasks in a seeded order, taking the capabilities in turn by their share, so that the mix is kept. */
-export function stratified(tasks: readonly Task[], count: number, seed: number | null): Task[] {
-  if (count >= tasks.length) return seededOrder(tasks, `${seed}`);
-  const byCapability = new Map<string, Task[]>();
-  for (const task of seededOrder(tasks, `${seed}`)) {
-    byCapability.set(task.capability, [...(byCapability.get(task.capability) ?? []), task]);
-  }
-  const ranked = [...byCapability.values()].flatMap((group) =>
-    group.map((task, position) => ({ task, rank: (position + 0.5) / group.length })),
+/** Tasks of the input `id`, or of the first that holds tasks. */
+async function tasksOf({ plans, store }: PoolSources, ref: NodeRef, moved: () => void, id?: string): Promise<Task[]> {
+  const found = (await plans.inputs(ref)).find((input) =>
+    id === undefined ? input.kind === 'tasks' : input.id === id,
   );
-  ranked.sort((a, b) => a.rank - b.rank);
-  return ranked.slice(0, count).map(({ task }) => task);
-}
-
-function seededOrder(tasks: readonly Task[], seed: string): Task[] {
-  const rank = new Map(
-    tasks.map(({ task_id }) => [task_id, createHash('sha256').update(`${seed}:${task_id}`).digest('hex')]),
-  );
-  return [...tasks].sort((a, b) => ((rank.get(a.task_id) as string) < (rank.get(b.task_id) as string) ? -1 : 1));
-}
-
-/** 31 bits from the node's seed and the trajectory's name, so that no two trajectories share a seed. */
-function seedOf(seed: number | null, name: string): number {
-  return createHash('sha256').update(`${seed}:${name}`).digest().readUInt32BE(0) >>> 1;
-}
-
-async function readTasks(
-  store: ArtifactStore,
-  manifest: Parameters<ArtifactStore['openFile']>[0],
-  moved: () => void,
-): Promise<Task[]> {
+  if (!found) throw new ExpError('PLAN', ref.id, `has no input ${id ?? 'of kind tasks'}`);
   const tasks: Task[] = [];
-  for await (const line of linesOf(await store.openFile(manifest, 'tasks.jsonl'))) {
-    tasks.push(JSON.parse(line) as Task);
+  for await (const task of readTasks(store, found.manifest)) {
+    tasks.push(task);
     moved();
   }
   return tasks;
-}
-
-async function* linesOf(path: string): AsyncIterable<string> {
-  for await (const line of createInterface({ input: createReadStream(path) })) if (line) yield line;
 }

@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import pLimit from 'p-limit';
 import { answerFromFirstResult, mostFrequentAnswers } from '../environments/deep-research/benchmarks/baselines.ts';
+import { resultMetrics } from '../environments/deep-research/benchmarks/metric-names.ts';
 import {
   type BenchmarkScores,
   type QuestionResult,
@@ -10,7 +11,6 @@ import {
   scoreQuestions,
   ToolUse,
 } from '../environments/deep-research/benchmarks/score-benchmark.ts';
-import { meanOf } from '../environments/deep-research/benchmarks/statistics.ts';
 import type { World } from '../environments/environment.ts';
 import type { BenchmarkBody, Metric } from '../schemas/artifact.ts';
 import { contentKey } from '../schemas/canonical.ts';
@@ -222,21 +222,8 @@ async function publish(
 /** A benchmark is measured once for a checkpoint, so its points stand at step 0. */
 function metricsOf(body: BenchmarkBody, results: readonly QuestionResult[]): Metric[] {
   const prefix = `eval/${body.benchmark}`;
-  const values: Record<string, number> = {
-    [`${prefix}/f1`]: meanOf(results.map(({ f1 }) => f1)),
-    [`${prefix}/answer_in_observation`]: body.answer_in_observation,
-    [`${prefix}/unfinished`]: body.unfinished,
-    [`${prefix}/masked`]: body.masked,
-  };
-  for (const [name, { value, low, high }] of Object.entries(body.results)) {
-    Object.assign(values, {
-      [`${prefix}/${name}`]: value,
-      [`${prefix}/${name}_low`]: low,
-      [`${prefix}/${name}_high`]: high,
-    });
-  }
+  const values = resultMetrics(body.benchmark, results, body);
   for (const [name, { value }] of Object.entries(body.baselines)) values[`${prefix}/baseline/${name}`] = value;
-  for (const [name, { value }] of Object.entries(body.groups)) values[`${prefix}/${name}`] = value;
   for (const [name, value] of Object.entries(body.tool_use)) values[`${prefix}/tool_use/${name}`] = value;
   const timestamp_ms = Date.now();
   return Object.entries(values).map(([name, value]) => ({ name, step: 0, value, timestamp_ms }));

@@ -10,6 +10,8 @@ export type GradedTrajectory = Pick<
   | 'task_id'
   | 'group_id'
   | 'sample'
+  | 'branch'
+  | 'checkpoint'
   | 'reward'
   | 'score'
   | 'judge'
@@ -24,6 +26,8 @@ const COLUMNS = [
   'task_id',
   'group_id',
   'sample',
+  'branch',
+  'checkpoint',
   'reward',
   'score',
   'judge',

@@ -149,6 +149,7 @@ async function sampleBatch(
     const grade = await deps.judges.open(node);
     const journaled = await journaledTurns(deps.journal, specs, checkpoint.digest);
     for (const record of [...journaled.values()].flat()) addTurn(taken, record);
+    const isCutOff = ({ cutoff }: RolloutSpec) => cutoff !== null && meter.done >= cutoff * specs.length;
     const rollouts = specs.map(async (spec) => {
       const records = [...(journaled.get(spec.trajectory_id) ?? [])];
       const input = trajectoryInput(spec, { tokenizer, world, lease, checkpoint: checkpoint.digest, call });
@@ -159,7 +160,8 @@ async function sampleBatch(
         meter.turns += 1;
         moved();
       };
-      const trajectory = await grade(await withRetries({ ...input, onTurn }, records), input.task, signal);
+      const run = { ...input, onTurn, isCutOff: () => isCutOff(spec) };
+      const trajectory = await grade(await withRetries(run, records), input.task, signal);
       meter.done += 1;
       moved();
       return trajectory;

@@ -10,6 +10,7 @@ import {
   teachesNothing,
   turnRewards,
 } from '../environments/deep-research/advantages-igpo.ts';
+import { isRight } from '../environments/deep-research/judge.ts';
 import { type TrajectoryTurn, turnsOf } from '../environments/deep-research/trajectory-turns.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { AlgorithmParameters, RewardParameters } from '../schemas/node-parameters.ts';
@@ -18,7 +19,7 @@ import type { Trajectory } from '../schemas/trajectory.ts';
 /** What advantages need of one branch of a trajectory; tokens stay in their shard until the batch is written. */
 export type GradedRow = Pick<
   Trajectory,
-  'trajectory_id' | 'group_id' | 'sample' | 'branch' | 'reward' | 'score' | 'termination' | 'spans'
+  'trajectory_id' | 'group_id' | 'sample' | 'branch' | 'reward' | 'score' | 'judge' | 'termination' | 'spans'
 > & { beliefs?: readonly (number | null)[] };
 
 /** A trajectory with all its branches: it counts once, however many training samples it is. */
@@ -27,6 +28,7 @@ export interface Attempt {
   sample: number;
   outcome: number;
   score: Trajectory['score'];
+  right: boolean;
   termination: Trajectory['termination'];
   turns: TrajectoryTurn[];
   /** Of its longest branch. */
@@ -50,6 +52,7 @@ export function attemptOf(rows: readonly GradedRow[]): Attempt {
     sample: first.sample,
     outcome: last.reward.outcome,
     score: last.score,
+    right: isRight(last),
     termination: last.termination,
     turns: turnsOf(rows),
     length: Math.max(...rows.map(({ spans }) => spans.at(-1)?.end ?? 0)),
@@ -77,6 +80,12 @@ export function stepAdvantages(
   const credits = computed.credits.flat();
   const byTrajectory = new Map(groups.flat().map(({ id }, at) => [id, credits[at] as TurnCredits]));
   return { byTrajectory, metrics: igpoMetrics(computed) };
+}
+
+/** For groups that teach nothing. */
+export function noAdvantages(groups: readonly (readonly Attempt[])[]): ReturnType<typeof stepAdvantages> {
+  const zeros = groups.flat().map(({ id, turns }) => [id, { advantages: turns.map(() => 0) }] as const);
+  return { byTrajectory: new Map(zeros), metrics: {} };
 }
 
 /** The advantages of one branch's tokens; 0 where nothing was sampled. */

@@ -16,6 +16,7 @@ import type { TrainerClient, TrainerMethods } from './adapters/trainer-process.t
 import { BudgetRefusal } from './budget.ts';
 import { heartbeatWhile } from './heartbeat.ts';
 import type { NodeRef, TrainerActivities } from './index.ts';
+import { letGo } from './let-go.ts';
 import { lossOfAlgorithm } from './loss-of-algorithm.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
@@ -66,6 +67,7 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
       await ledger.done(ref.key, step, saved);
       const checkpoint = await checkpointAfter(deps, ref, saved);
       if (ref.kind === 'rl') await exportMerged(deps, client, checkpoint);
+      if (ref.kind === 'rl') await letGo(deps, ref);
       return { checkpoint };
     });
   },

@@ -114,7 +114,7 @@ function partsOf(priced: Priced, { prices }: Profile): string[] {
   const { rollouts, tokens_at_most, trained_tokens_at_most, tool_calls_at_most, gpu_hours_at_most, cost_at_most } =
     priced;
   const parts = [
-    rollouts > 0 && `${count(rollouts)} rollouts`,
+    rollouts > 0 && `≤ ${count(rollouts)} rollouts`,
     tokens_at_most > 0 && `≤ ${count(tokens_at_most)} tokens`,
     trained_tokens_at_most > 0 && `≤ ${count(trained_tokens_at_most)} trained`,
     tool_calls_at_most > 0 && `≤ ${count(tool_calls_at_most)} calls`,

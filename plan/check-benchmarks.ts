@@ -60,12 +60,15 @@ function metricsOf(experiment: Experiment): string[] {
   );
 }
 
-function checkMetric({ experiment, report }: Check, metric: string, path: Path): void {
-  const metrics = metricsOf(experiment);
+function checkMetric({ experiment, report }: Check, metric: string, path: Path, benchmark?: string): void {
+  const metrics = metricsOf(experiment).filter(
+    (name) => benchmark === undefined || name.startsWith(`eval/${benchmark}/`),
+  );
   if (metrics.includes(metric)) return;
   const hint = didYouMean(metric, metrics);
   const known = metrics.length > 0 && metrics.length <= 12 ? `there are ${metrics.join(', ')}` : undefined;
-  report('REF', path, `no benchmark measures ${quoted(metric)}`, hint ?? known);
+  const who = benchmark === undefined ? 'no benchmark measures' : `${quoted(benchmark)} does not measure`;
+  report('REF', path, `${who} ${quoted(metric)}`, hint ?? known);
 }
 
 /** What a stage measures of itself, and what it waits for. */
@@ -93,7 +96,7 @@ export function checkEvaluation(check: Check): void {
           at('until', 'plateau'),
           `\`curriculum.${name}.evaluate\` is missing: what ${quoted(metric)} is measured by`,
         );
-      else checkMetric(check, metric, at('until', 'plateau', 'metric'));
+      else checkMetric(check, metric, at('until', 'plateau', 'metric'), evaluate.benchmark);
     }
     if (checkpoint.keep.best !== undefined && evaluate === undefined)
       report('REQUIRED', at('checkpoint', 'keep', 'best'), `\`curriculum.${name}.evaluate\` is missing: what is best`);

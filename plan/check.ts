@@ -9,6 +9,7 @@ import {
   checkReferences,
 } from './check-benchmarks.ts';
 import { checkGates } from './check-gates.ts';
+import { checkEnding, checkHealth } from './check-health.ts';
 import { keyPlaceAt, type Located, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
 import {
@@ -92,6 +93,8 @@ export function checkSpec(experiment: Experiment, root: Located, limits: KnownLi
     checkJudge,
     checkReuse,
     checkGates,
+    checkEnding,
+    checkHealth,
   ]) {
     try {
       run(check);

@@ -9,6 +9,7 @@ import {
   type AlgorithmParameters,
   type BenchmarkParameters,
   type CorpusParameters,
+  type HealthParameters,
   type NodeParameters,
   type PolicyParameters,
   type RewardParameters,
@@ -35,6 +36,7 @@ import {
   measuredAfter,
   type Protocol,
   parentOf,
+  resultNames,
   splitOf,
   stageNamed,
   tasksNode,
@@ -433,6 +435,8 @@ class Compiler {
         split: splitOf(stage),
         rollouts: difficulty.rollouts,
         keep: difficulty.keep,
+        stop_decided: difficulty.stop_decided,
+        keep_mix: difficulty.keep_mix,
         buckets: difficulty.buckets ? { ...difficulty.buckets, weights: difficulty.buckets.weights ?? null } : null,
         agent: this.#agent(agentOf(this.#spec, stage)),
         context_length: stage.context_length,
@@ -447,9 +451,9 @@ class Compiler {
   }
 
   #rl(name: string, stage: StageOf<'rl'>, start: string[]): void {
-    const { rollout, optimizer, until } = stage;
+    const { rollout, optimizer, until, difficulty } = stage;
     const profiled = stage.difficulty ? [this.#profile(`${name}.profile`, stage, rollout, start)] : [];
-    const evaluated = stage.evaluate && this.#evaluation(stage.evaluate);
+    const evaluated = stage.evaluate && this.#evaluation(stage.evaluate, until.plateau?.metric);
     const reference = this.#klReference(stage);
     this.#add({
       id: name,
@@ -470,8 +474,9 @@ class Compiler {
         optimizer: { ...optimizer, minibatch: optimizer.minibatch ?? rollout.prompts_per_step },
         until: { steps: until.steps ?? null, epochs: until.epochs ?? null, plateau: until.plateau ?? null },
         evaluate: evaluated?.parameters ?? null,
-        refresh_every: stage.difficulty?.refresh_every ?? null,
-        keep: stage.difficulty?.keep ?? null,
+        health: stage.health ? healthParameters(stage.health) : null,
+        refresh_every: difficulty?.refresh_every ?? null,
+        keep: difficulty ? { ...difficulty.keep, of: difficulty.rollouts } : null,
         agent: this.#agent(agentOf(this.#spec, stage)),
         context_length: stage.context_length,
         reward: this.#reward(stage.reward),
@@ -498,16 +503,18 @@ class Compiler {
   }
 
   /** A benchmark measured within a stage, with all that decides its numbers. */
-  #evaluation({ benchmark: name, every }: NonNullable<StageOf<'rl'>['evaluate']>): {
-    inputs: string[];
-    parameters: RlParameters['evaluate'];
-  } {
+  #evaluation(
+    { benchmark: name, every }: NonNullable<StageOf<'rl'>['evaluate']>,
+    plateauMetric: string | undefined,
+  ): { inputs: string[]; parameters: RlParameters['evaluate'] } {
     const benchmark = this.#spec.benchmarks[name] as Benchmark;
     const { max_turns, ...rest } = benchmark;
     const protocol: Protocol = { ...rest, ...(typeof max_turns === 'number' && { max_turns }) };
+    const questions = this.#questions(protocol);
+    const metric = plateauMetric ?? `eval/${name}/${resultNames(protocol)[0]}`;
     return {
-      inputs: [this.#questions(protocol), 'index'],
-      parameters: { benchmark: name, every, protocol: { ...this.#protocol(name, protocol) } },
+      inputs: [questions, 'index'],
+      parameters: { benchmark: name, every, metric, questions, protocol: this.#protocol(name, protocol) },
     };
   }
 
@@ -615,6 +622,11 @@ function igpoSettings({ preset = 'dr_venus', gamma, information_gain }: StageOf<
 function beliefsOf({ algorithm: { name, information_gain }, context_length }: StageOf<'rl'>): Unkeyed {
   if (name !== 'igpo') return {};
   return { beliefs: information_gain?.beliefs ?? (context_length > ENGINE_BELIEFS_CONTEXT ? 'trainer' : 'engine') };
+}
+
+function healthParameters({ limits, for: steps, then }: NonNullable<StageOf<'rl'>['health']>): HealthParameters {
+  const bounds = Object.entries(limits).map(([name, { min, max }]) => [name, { min: min ?? null, max: max ?? null }]);
+  return { limits: Object.fromEntries(bounds) as HealthParameters['limits'], for: steps, then };
 }
 
 /** Where the file is does not matter, only what is in it; what it must hold is checked, not hashed. */

@@ -4,6 +4,7 @@ import type { NodeKind, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
 
 export interface Estimate {
+  /** At most: those of every refill, and none that a decided task is spared. */
   rollouts: number;
   /** Sampled, at most: every trajectory as long as its context. */
   tokens_at_most: number;
@@ -63,17 +64,8 @@ export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estima
       const tasks = parameters.tasks ?? tasksIn(parameters.split, node, nodes);
       return tasks === null ? null : sampled(tasks * parameters.rollouts, parameters);
     }
-    case 'rl': {
-      const { parameters } = node as unknown as NodeOf<'rl'>;
-      const { rollout, until } = parameters;
-      const tasks = tasksIn(parameters.tasks.split, node, nodes);
-      const byEpochs =
-        until.epochs === null || tasks === null ? null : Math.ceil((until.epochs * tasks) / rollout.prompts_per_step);
-      const bounds = [until.steps, byEpochs].filter((bound) => bound !== null);
-      if (bounds.length === 0) return null;
-      const answered = sampled(Math.min(...bounds) * rollout.prompts_per_step * rollout.group_size, parameters);
-      return { ...answered, trained_tokens_at_most: answered.tokens_at_most };
-    }
+    case 'rl':
+      return estimateRl(node as unknown as NodeOf<'rl'>, node, nodes);
     case 'benchmark': {
       const { parameters } = node as unknown as NodeOf<'benchmark'>;
       const questions = parameters.dataset.limit ?? tasksIn(parameters.dataset.split, node, nodes);
@@ -100,6 +92,34 @@ export function estimateNode(node: PlanNode, nodes: readonly PlanNode[]): Estima
   }
 }
 
+/** Every step with all its refills, and what the stage measures of itself on the way. */
+function estimateRl({ parameters }: NodeOf<'rl'>, node: PlanNode, nodes: readonly PlanNode[]): Estimate | null {
+  const { rollout, until, evaluate, refresh_every } = parameters;
+  const tasks = tasksIn(parameters.tasks.split, node, nodes);
+  const byEpochs =
+    until.epochs === null || tasks === null ? null : Math.ceil((until.epochs * tasks) / rollout.prompts_per_step);
+  const bounds = [until.steps, byEpochs].filter((bound) => bound !== null);
+  if (bounds.length === 0) return null;
+  const steps = Math.min(...bounds);
+  const batch = rollout.prompts_per_step * rollout.group_size;
+  const parts = [sampled(steps * (1 + rollout.refills) * batch, parameters)];
+  if (evaluate !== null) {
+    const { dataset, samples } = evaluate.protocol;
+    const questions = dataset.limit ?? tasksIn(dataset.split, { ...node, inputs: [evaluate.questions] }, nodes);
+    if (questions === null) return null;
+    parts.push(sampled(Math.floor(steps / evaluate.every) * questions * samples, evaluate.protocol));
+  }
+  if (refresh_every !== null) {
+    const profile = nodes.find(({ id, kind }) => kind === 'profile' && node.inputs.includes(id));
+    const once = profile ? estimateNode(profile, nodes) : null;
+    if (once === null) return null;
+    const times = Math.floor((steps - 1) / refresh_every); // not after the last step
+    parts.push(...Array.from({ length: times }, () => once));
+  }
+  const { unknown: _, ...sum } = totalOf(parts);
+  return { ...sum, trained_tokens_at_most: steps * batch * parameters.context_length };
+}
+
 function sampled(
   rollouts: number,
   { context_length, agent }: { context_length: number; agent: { max_turns: number } },
@@ -114,9 +134,9 @@ function sampled(
 
 /** Tasks of a split, when every source says how many it gives: by its limit, or by what it must have. */
 function tasksIn(split: string, { inputs }: PlanNode, nodes: readonly PlanNode[]): number | null {
-  const tasks = nodes.find(({ id, kind }) => kind === ('tasks' satisfies NodeKind) && inputs.includes(id)) as
-    | NodeOf<'tasks'>
-    | undefined;
+  const read = inputs.map((input) => nodes.find(({ id }) => id === input));
+  // What is trained on comes before what a stage is evaluated on.
+  const tasks = read.find((input) => input?.kind === ('tasks' satisfies NodeKind)) as NodeOf<'tasks'> | undefined;
   if (tasks === undefined) return null;
   const { sources, splits, limit } = tasks.parameters;
   const counts = Object.entries(sources).map(([name, source]) =>

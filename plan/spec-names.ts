@@ -178,15 +178,8 @@ function* unexecutedLearning({ curriculum }: Experiment): Unexecuted {
   for (const [name, stage] of Object.entries(curriculum)) {
     const path = `curriculum.${name}`;
     if ((stage.resources?.gpu ?? 0) > 0) yield [`${path}.resources.gpu`, 'training on GPUs'];
-    if (stage.kind !== 'sft' && stage.difficulty?.buckets) yield [`${path}.difficulty.buckets`, 'buckets by length'];
     if (stage.kind !== 'rl') continue;
-    const { rollout, until, difficulty, evaluate, checkpoint } = stage;
+    const { rollout } = stage;
     if (rollout.max_staleness > 0) yield [`${path}.rollout.max_staleness`, 'overlapping rollouts with training'];
-    if (rollout.cutoff !== undefined) yield [`${path}.rollout.cutoff`, 'a cut-off of rollouts'];
-    if (until.plateau) yield [`${path}.until.plateau`, 'ending on a plateau'];
-    if (evaluate) yield [`${path}.evaluate`, 'evaluating within a stage'];
-    if (difficulty?.refresh_every)
-      yield [`${path}.difficulty.refresh_every`, 'measuring pass rates again within a stage'];
-    if (checkpoint.keep.best) yield [`${path}.checkpoint.keep.best`, 'keeping the best checkpoints'];
   }
 }

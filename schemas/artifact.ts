@@ -103,6 +103,12 @@ export interface ProfileBody {
   sometimes: number;
   always: number;
   kept: number;
+  /** Rollouts that were not sampled, because they could no longer change what is kept. */
+  saved: number;
+  /** Digest of the weights that were measured. */
+  checkpoint: string;
+  /** Share of each capability among the profiled tasks and among the kept ones. */
+  mix: Record<string, { before: number; after: number }>;
 }
 
 /**

@@ -578,6 +578,15 @@ const Difficulty = object(
       },
       { description: 'Which tasks are worth training on: those that are sometimes solved.' },
     ),
+    stop_decided: Type.Boolean({
+      default: true,
+      description:
+        'Sample a task no further once no remaining rollout can change whether it is kept; pass rates then stand on fewer rollouts.',
+    }),
+    keep_mix: Type.Boolean({
+      default: false,
+      description: 'Draw kept tasks so that the capabilities have the shares they had before filtering.',
+    }),
     buckets: Type.Optional(
       object(
         {
@@ -670,6 +679,36 @@ const Gate = object(
   { description: 'What must hold before other stages start from this one.' },
 );
 
+/** Limits on curves, and what happens beyond them. */
+const Health = object(
+  {
+    limits: Type.Unsafe<Record<string, { min?: number; max?: number }>>({
+      type: 'object',
+      minProperties: 1,
+      additionalProperties: object(
+        {
+          min: Type.Optional(Type.Number({ minimum: -1e12, maximum: 1e12, description: 'The least it may be.' })),
+          max: Type.Optional(Type.Number({ minimum: -1e12, maximum: 1e12, description: 'The most it may be.' })),
+        },
+        { minProperties: 1, description: 'Bounds of one metric; a value that is no number is beyond them.' },
+      ),
+      description: 'Bounds by metric, as it is called in MLflow: `train/entropy`, `rollout/repeat_rate` …',
+    }),
+    for: count({
+      default: 1,
+      maximum: 1_000_000,
+      description: 'Steps in a row that one metric must be beyond its bounds.',
+      unit: 'steps',
+    }),
+    then: words(['pause', 'back_to_best'], {
+      default: 'pause',
+      description:
+        'Hold the run until `exp continue`, after which steps are counted anew; or end the stage with the best checkpoint by `evaluate`.',
+    }),
+  },
+  { description: 'When training is in trouble. Looked at after each step.' },
+);
+
 const stageFields = {
   like: Type.Optional(
     Type.String({
@@ -736,7 +775,8 @@ const stageFields = {
           best: Type.Optional(
             count({
               maximum: 10_000,
-              description: 'Best checkpoints kept, by the metric of `evaluate`.',
+              description:
+                'Best checkpoints kept, by the metric of `until.plateau`, else the first of the benchmark of `evaluate`.',
               unit: 'checkpoints',
               key: false,
             }),
@@ -1012,6 +1052,13 @@ const RlStage = object({
           unit: 'share',
         }),
       ),
+      refills: Type.Integer({
+        minimum: 0,
+        maximum: 1000,
+        default: 2,
+        description:
+          'How often a step may sample other tasks in the place of groups that are dropped, as many as are missing: those outside `difficulty.keep`, and those whose rewards are all the same.',
+      }),
       max_staleness: Type.Integer({
         minimum: 0,
         maximum: 1,
@@ -1042,7 +1089,7 @@ const RlStage = object({
         object(
           {
             metric: metricName({ description: 'A metric of `evaluate`, such as `eval/internal/avg_at_3`.' }),
-            patience: count({ description: 'Steps without a gain.', unit: 'steps' }),
+            patience: count({ description: 'Steps without a gain over the best before.', unit: 'steps' }),
             min_delta: Type.Number({
               minimum: 0,
               maximum: 1000,
@@ -1054,7 +1101,10 @@ const RlStage = object({
         ),
       ),
     },
-    { minProperties: 1, description: 'When the stage ends: at the first of these.' },
+    {
+      minProperties: 1,
+      description: 'When the stage ends: at the first of these. An epoch is as many tasks as the stage begins with.',
+    },
   ),
   evaluate: Type.Optional(
     object(
@@ -1065,6 +1115,7 @@ const RlStage = object({
       { description: 'Measure a benchmark within the stage.' },
     ),
   ),
+  health: Type.Optional(Health),
 });
 
 const ProfileStage = object({

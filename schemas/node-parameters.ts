@@ -71,6 +71,19 @@ export interface KeepParameters {
   max_passes: number;
 }
 
+/** The same rule for groups of another size: the bounds as shares of `of` rollouts. */
+export interface GroupKeepParameters extends KeepParameters {
+  of: number;
+}
+
+/** Null on the side that has no limit. */
+export interface HealthParameters {
+  limits: Record<string, { min: number | null; max: number | null }>;
+  /** Steps in a row. */
+  for: number;
+  then: 'pause' | 'back_to_best';
+}
+
 /** Kept tasks by the mean length of their trajectories. */
 export interface BucketParameters {
   by: 'trajectory_tokens';
@@ -206,6 +219,10 @@ export interface ProfileParameters {
   split: string;
   rollouts: number;
   keep: KeepParameters;
+  /** Sample a task no further once its side is decided. */
+  stop_decided: boolean;
+  /** Draw kept tasks so that the capabilities have the shares they had before. */
+  keep_mix: boolean;
   buckets: BucketParameters | null;
   agent: AgentParameters;
   context_length: number;
@@ -238,6 +255,8 @@ export interface RlParameters {
     prompts_per_step: number;
     temperature: number;
     top_p: number;
+    /** Rounds of sampling a step may add to replace groups that are dropped. */
+    refills: number;
     max_staleness: number;
     /** Part of a batch after which the rest is asked for answers; null for never. */
     cutoff: number | null;
@@ -250,11 +269,20 @@ export interface RlParameters {
     plateau: { metric: string; patience: number; min_delta: number } | null;
   };
   /** Within the stage: a benchmark, its protocol, and how often. */
-  evaluate: { benchmark: string; every: number; protocol: Record<string, unknown> } | null;
-  /** Steps after which pass rates are measured again. */
+  evaluate: {
+    benchmark: string;
+    every: number;
+    /** What is best, and what a plateau is of: `eval/internal/avg_at_3`. */
+    metric: string;
+    /** Node that holds the questions. */
+    questions: string;
+    protocol: Omit<BenchmarkParameters, 'benchmark' | 'after'>;
+  } | null;
+  health: HealthParameters | null;
+  /** Steps after which pass rates are measured again, as the profile measured them. */
   refresh_every: number | null;
-  /** Online filter of groups, and which profiled tasks are trained on; null without `difficulty`. */
-  keep: KeepParameters | null;
+  /** Online filter of groups; null without `difficulty`. */
+  keep: GroupKeepParameters | null;
   agent: AgentParameters;
   context_length: number;
   reward: RewardParameters;

@@ -136,6 +136,15 @@ create table if not exists steps (
   primary key (stage_key, step)
 );
 
+-- Training pools chosen within a stage, by the step after which pass rates were measured again.
+create table if not exists stage_pools (
+  stage_key text not null,
+  step integer not null,
+  tasks integer not null,
+  blob text not null,
+  primary key (stage_key, step)
+);
+
 -- Fenced leases on engines and trainers: the epoch only rises.
 create table if not exists leases (
   resource text primary key,

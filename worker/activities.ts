@@ -2,6 +2,7 @@ import type { WorkerOptions } from '@temporalio/worker';
 import { createIndexActivities } from '../activities/build-index.ts';
 import { createCorpusActivities } from '../activities/corpus.ts';
 import { createDemonstrationActivities } from '../activities/demonstrations.ts';
+import { createEvaluateStageActivities } from '../activities/evaluate-stage.ts';
 import { createHoldTrainerActivities } from '../activities/hold-trainer.ts';
 import type {
   CpuActivities,
@@ -11,11 +12,13 @@ import type {
   TrainerActivities,
 } from '../activities/index.ts';
 import { createTaskActivities } from '../activities/make-tasks.ts';
+import { createNextMoveActivities } from '../activities/next-move.ts';
 import { createPlanRlStepActivities } from '../activities/plan-rl-step.ts';
 import { createPlanSftActivities } from '../activities/plan-sft.ts';
 import { createPrepareRolloutsActivities } from '../activities/prepare-rollouts.ts';
 import { createPublishBenchmarkActivities } from '../activities/publish-benchmark.ts';
 import { createPublishProfileActivities } from '../activities/publish-profile.ts';
+import { createRefreshPoolActivities } from '../activities/refresh-pool.ts';
 import { createResolveCheckpointActivities } from '../activities/resolve-checkpoint.ts';
 import { createRolloutActivities } from '../activities/rollout-batch.ts';
 import { createRunNodesActivities } from '../activities/run-nodes.ts';
@@ -58,6 +61,9 @@ function cpuActivities(deps: Dependencies): CpuActivities & StageActivities {
     ...createReportActivities(reporting),
     ...createPlanSftActivities(deps),
     ...createPlanRlStepActivities(deps),
+    ...createEvaluateStageActivities(deps),
+    ...createRefreshPoolActivities(deps),
+    ...createNextMoveActivities(deps),
     ...createTrackingActivities(deps),
   };
 }

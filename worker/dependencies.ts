@@ -11,6 +11,7 @@ import { MergedWeights } from '../activities/adapters/merged-weights.ts';
 import { Mlflow } from '../activities/adapters/mlflow.ts';
 import { createMlflowDelivery, REFUSED_CODES } from '../activities/adapters/mlflow-delivery.ts';
 import { Outbox } from '../activities/adapters/outbox.ts';
+import { PoolLedger } from '../activities/adapters/pool-ledger.ts';
 import { SpendLedger } from '../activities/adapters/spend-ledger.ts';
 import { StepLedger } from '../activities/adapters/step-ledger.ts';
 import { TrainerHost } from '../activities/adapters/trainer-host.ts';
@@ -99,6 +100,7 @@ export async function openDependencies() {
     host,
     outbox,
     ledger: new StepLedger(pool),
+    pools: new PoolLedger(pool),
     spend: new SpendLedger({ pool, plans, prices: profile.prices }),
     journal: new TurnJournal(pool),
     tokenizers: new Tokenizers(modelDir),

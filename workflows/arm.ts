@@ -33,8 +33,11 @@ export const armStateQuery = defineQuery<ArmState>('state');
 /** Sent by a node workflow to every subscriber when it has ended. */
 export const nodeDoneSignal = defineSignal<[NodeOutcome]>('node_done');
 
-/** Sent by a node workflow that stopped because this arm's run has no room in its budget for the next unit of work. */
-export const refusedSignal = defineSignal<[{ key: string; reason: string; on_exceed: 'pause' | 'stop' }]>('refused');
+/** Sent by a node workflow that stopped: this arm's run has no room in its budget for the next unit of work, or it is unhealthy. */
+export const refusedSignal = defineSignal<[Refused]>('refused');
+interface Refused extends Omit<OverBudget, 'arm'> {
+  key: string;
+}
 /** As the run workflow defines it. */
 const overBudgetSignal = defineSignal<[OverBudget]>('over_budget');
 
@@ -69,12 +72,12 @@ export async function arm(input: ArmInput): Promise<{ status: RunStatus }> {
   setHandler(armStateQuery, () => state);
   const context: Arm = { input, hold, ended: new Map(), outcomes, gates, told: new Map() };
   setHandler(nodeDoneSignal, (outcome) => void context.ended.set(outcome.key, outcome));
-  setHandler(refusedSignal, ({ key, reason, on_exceed }) => {
+  setHandler(refusedSignal, ({ key, ...refusal }) => {
     // The node holds itself back, and the run is about to: both will hear when it goes on.
     hold.on = true;
     const told = context.told.get(key);
     if (told) told.paused = true;
-    const word = { arm: input.arm, reason, on_exceed };
+    const word = { arm: input.arm, ...refusal };
     const telling = getExternalWorkflowHandle(`run/${input.run}`).signal(overBudgetSignal, word);
     telling.catch(() => undefined); // a run that has ended ends its arms
   });

@@ -8,15 +8,15 @@ import {
   setHandler,
   startChild,
 } from '@temporalio/workflow';
-import type { NodeEnding, NodeOutcome, NodeRef } from '../activities/index.ts';
+import type { NodeEnding, NodeOutcome, NodeRef, SamplingRequest } from '../activities/index.ts';
 import type { ArtifactRef } from '../schemas/artifact.ts';
 import { cpu, ledger } from './activity-proxies.ts';
 import { nodeDoneSignal, refusedSignal } from './arm.ts';
 import { always } from './cancellation.ts';
 import { outcomeOfError } from './outcome.ts';
-import { executePausable } from './pausing.ts';
+import { executePausable, type OverBudget } from './pausing.ts';
 import { rl_stage } from './rl-stage.ts';
-import { type RolloutsInput, rollouts } from './rollouts.ts';
+import { rollouts } from './rollouts.ts';
 import { sft_stage } from './sft-stage.ts';
 
 export const subscribeSignal = defineSignal<[string]>('subscribe');
@@ -49,12 +49,15 @@ export async function node(ref: NodeRef): Promise<NodeOutcome> {
   let ending = await execution(ref, subscribers, isPaused, () => everSubscribed && subscribers.size === 0);
   const goesOn = ({ status }: NodeEnding) => status === 'paused' || (status === 'cancelled' && subscribers.size > 0);
   while (goesOn(ending) && !CancellationScope.current().consideredCancelled) {
-    for (const { run, ...refusal } of ending.refusals ?? []) {
-      for (const id of subscribersOf(run)) {
+    const hold = async (ids: readonly string[], why: Omit<OverBudget, 'arm'>) => {
+      for (const id of ids) {
         paused.add(id);
-        await always(() => tell(id, refusedSignal, { key: ref.key, ...refusal }));
+        await always(() => tell(id, refusedSignal, { key: ref.key, ...why }));
       }
-    }
+    };
+    for (const { run, ...refusal } of ending.refusals ?? []) await hold(subscribersOf(run), refusal);
+    if (ending.unhealthy !== undefined)
+      await hold([...subscribers], { reason: `${ref.id}: ${ending.unhealthy}`, on_exceed: 'pause', by: 'health' });
     if (isPaused()) await condition(() => !isPaused());
     ending = await execution(ref, subscribers, isPaused, () => subscribers.size === 0);
   }
@@ -118,7 +121,7 @@ async function execute(ref: NodeRef, isPaused: () => boolean, subscribers: Reado
     return { id, key, status: 'done', artifact };
   } catch (error) {
     const outcome = outcomeOfError(ref, error);
-    const detail = outcome.error?.message ?? outcome.refusals?.[0]?.reason ?? '';
+    const detail = outcome.error?.message ?? outcome.refusals?.[0]?.reason ?? outcome.unhealthy ?? '';
     await always(() => ledger.nodeEnded({ node: ref, status: outcome.status, detail, subscribers: [...subscribers] }));
     throw error;
   }
@@ -161,6 +164,6 @@ async function produce(ref: NodeRef, isPaused: () => boolean): Promise<ArtifactR
 async function rollOut(ref: NodeRef, isPaused: () => boolean) {
   const checkpoint = await ledger.resolveCheckpoint(ref);
   const workflowId = `rollouts/${ref.key}/0`;
-  const args: [RolloutsInput] = [{ node: ref, step: 0, round: 0, checkpoint }];
-  return executePausable(() => startChild(rollouts, { workflowId, args }), isPaused);
+  const asked: SamplingRequest = { node: ref, step: 0, round: 0, checkpoint };
+  return executePausable(() => startChild(rollouts, { workflowId, args: [asked] }), isPaused);
 }

@@ -1,6 +1,6 @@
 import { ActivityFailure, ApplicationFailure, ChildWorkflowFailure, isCancellation } from '@temporalio/workflow';
 import type { NodeEnding, Refusal } from '../activities/index.ts';
-import { PAUSED } from './pausing.ts';
+import { PAUSED, UNHEALTHY } from './pausing.ts';
 
 export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'gate_failed' | 'budget';
 export type ArmStatus = RunStatus | 'waiting';
@@ -27,6 +27,7 @@ export function outcomeOfError(node: { id: string; key: string }, error: unknown
     return { id, key, status: 'paused', refusals };
   }
   if (code === PAUSED) return { id, key, status: 'paused' };
+  if (code === UNHEALTHY) return { id, key, status: 'paused', unhealthy: cause.message };
   return { id, key, status: GATE_CODES.has(code) ? 'gate_failed' : 'failed', error: { code, message: cause.message } };
 }
 

@@ -32,11 +32,20 @@ export function stopIfPaused({ on }: Hold): void {
   if (on) throw ApplicationFailure.nonRetryable('paused', PAUSED);
 }
 
-/** From an arm to its run: a node has stopped at the run's budget. */
+/** Code of an execution that ended because the stage's health is beyond its limits; the message says which. */
+export const UNHEALTHY = 'UNHEALTHY';
+
+/** Until a person lets the run go on. */
+export function stopForHealth(reason: string): never {
+  throw ApplicationFailure.nonRetryable(reason, UNHEALTHY);
+}
+
+/** From an arm to its run: a node has stopped, at the run's budget unless it says otherwise. */
 export interface OverBudget {
   arm: string;
   reason: string;
   on_exceed: 'pause' | 'stop';
+  by?: 'health';
 }
 
 /** What the other side knows. */

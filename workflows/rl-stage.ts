@@ -1,16 +1,14 @@
-import { continueAsNew, startChild, workflowInfo } from '@temporalio/workflow';
-import type { NodeRef, RolloutShard } from '../activities/index.ts';
+import { continueAsNew, workflowInfo } from '@temporalio/workflow';
+import type { NodeRef, StageMove, StagePlan } from '../activities/index.ts';
 import type { ArtifactRef } from '../schemas/artifact.ts';
-import type { Checkpoint } from '../schemas/checkpoint.ts';
 import { cpu } from './activity-proxies.ts';
-import { executePausable, type Hold, listenForPause, stopIfPaused } from './pausing.ts';
-import { rollouts } from './rollouts.ts';
-import { type HeldTrainer, withTrainer } from './trainer-hold.ts';
+import { listenForPause, stopForHealth, stopIfPaused } from './pausing.ts';
+import { optimizerStep } from './rl-step.ts';
+import { samplingWithin } from './stage-sampling.ts';
+import { withTrainer } from './trainer-hold.ts';
 
 /** Leave room below the 10,000 events a history may have. */
 const MAX_EVENTS = 8_000;
-/** A step whose groups all agree teaches nothing: sample other prompts, at most this often. */
-const MAX_ROUNDS = 3;
 
 export interface RlStageInput {
   node: NodeRef;
@@ -18,59 +16,50 @@ export interface RlStageInput {
   paused?: boolean;
 }
 
-/** Steps of sample → roll out → score → filter → advantages → train → sync; goes on from the ledger after any crash. */
+/**
+ * Steps of sample → roll out → score → filter → advantages → train → sync, and between them what the stage measures of
+ * itself. What comes next is decided by what is recorded, so it goes on from the ledger after any crash.
+ */
 export async function rl_stage({ node, paused }: RlStageInput): Promise<ArtifactRef> {
   const hold = listenForPause(paused);
-  const { steps, beliefs } = await cpu.stagePlan(node);
+  const plan = await cpu.stagePlan(node);
   const artifact = await withTrainer(node, async (trainer) => {
     const { activities, epoch } = trainer;
     let { step, checkpoint } = await activities.openTrainer({ node, epoch });
-    while (step < steps) {
+    for (;;) {
       if (workflowInfo().historyLength > MAX_EVENTS) return null;
+      const move = await moveAfter(node, step, plan);
+      if (move.do === 'end') {
+        const published = await activities.publishStage({ node, epoch, step: move.step, reason: move.reason });
+        await activities.closeTrainer({ node, epoch });
+        return published;
+      }
       stopIfPaused(hold);
-      step += 1;
-      checkpoint = await optimizerStep({ node, step, steps, beliefs }, checkpoint, trainer, hold);
+      const sample = samplingWithin(node, checkpoint, hold);
+      switch (move.do) {
+        case 'pause':
+          await cpu.noteHealthPause({ node, step });
+          return stopForHealth(move.reason);
+        case 'evaluate':
+          await cpu.recordEvaluation({ node, step, shards: await sample({ step, purpose: 'evaluation' }) });
+          break;
+        case 'refresh':
+          await cpu.refreshPool({ node, step, shards: await sample({ step, purpose: 'refresh' }) });
+          break;
+        case 'train':
+          step += 1;
+          checkpoint = await optimizerStep({ node, step, checkpoint, plan }, trainer, sample);
+          break;
+        default:
+          move satisfies never;
+      }
     }
-    const published = await activities.publishStage({ node, epoch, step, reason: 'steps' });
-    await activities.closeTrainer({ node, epoch });
-    return published;
   });
   return artifact ?? continueAsNew<typeof rl_stage>({ node, paused: hold.on });
 }
 
-async function optimizerStep(
-  {
-    node,
-    step,
-    steps,
-    beliefs,
-  }: { node: NodeRef; step: number; steps: number; beliefs: 'trainer' | 'engine' | undefined },
-  checkpoint: Checkpoint,
-  trainer: HeldTrainer,
-  hold: Hold,
-): Promise<Checkpoint> {
-  const shards: RolloutShard[] = [];
-  const scored: string[] = [];
-  for (let round = 0; ; round++) {
-    const workflowId = `rollouts/${node.key}/${step}${round > 0 ? `.${round}` : ''}`;
-    const sealed = await executePausable(
-      () => startChild(rollouts, { workflowId, args: [{ node, step, round, checkpoint }] }),
-      () => hold.on,
-    );
-    shards.push(...sealed);
-    if (beliefs === 'trainer') {
-      const { epoch, activities } = trainer;
-      scored.push((await activities.scoreBeliefs({ node, epoch, step, steps, shards: sealed })).beliefs);
-    }
-    const last = round + 1 === MAX_ROUNDS;
-    const { usable } = await cpu.planRlStep({
-      node,
-      step,
-      shards,
-      ...(scored.length > 0 && { beliefs: scored }),
-      checkpoint,
-      last,
-    });
-    if (usable) return (await trainer.activities.trainStep({ node, epoch: trainer.epoch, step, steps })).checkpoint;
-  }
+/** Most stages end after so many steps and look at nothing on the way: those are not asked about. */
+async function moveAfter(node: NodeRef, step: number, { steps, ends, looks }: StagePlan): Promise<StageMove> {
+  if (looks) return cpu.nextMove({ node, step, steps, ends });
+  return step < steps ? { do: 'train' } : { do: 'end', step, reason: ends };
 }

@@ -45,7 +45,7 @@ export interface RunPause {
 export const runStateQuery = defineQuery<RunState>('state');
 /** Hold the run back: what is in flight is finished, nothing new is begun. Tells since when. */
 export const pauseUpdate = defineUpdate<RunPause, [{ reason: string }]>('pause');
-/** From an arm whose node has stopped at the budget. */
+/** From an arm whose node has stopped at the budget, or for its health. */
 export const overBudgetSignal = defineSignal<[OverBudget]>('over_budget');
 /** Other bounds from now on; a run that the budget paused goes on, and is paused again where they do not suffice. */
 export const setBudgetUpdate = defineUpdate<{ went_on: boolean }, [{ bounds: Bounds }]>('set_budget');
@@ -90,11 +90,11 @@ async function executeArms(
   const scope = new CancellationScope();
   let ended: RunStatus | null = null;
   const told = new Map<string, Told>();
-  setHandler(overBudgetSignal, ({ arm, reason, on_exceed }) => {
+  setHandler(overBudgetSignal, ({ arm, reason, on_exceed, by }) => {
     // The arm holds itself back already; it must hear when it may go on.
     const known = told.get(arm);
     if (known) known.paused = true;
-    if (on_exceed === 'pause') state.paused = { reason, since: new Date().toISOString(), over_budget: true };
+    if (on_exceed === 'pause') state.paused = { reason, since: new Date().toISOString(), over_budget: by !== 'health' };
     else {
       ended ??= 'budget';
       scope.cancel();

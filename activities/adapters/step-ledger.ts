@@ -67,6 +67,34 @@ export class StepLedger {
     return rows.map(toStep);
   }
 
+  /** Steps whose state is saved. */
+  async savedSteps(stageKey: string): Promise<number[]> {
+    const { rows } = await this.#pool.query<{ step: number }>(
+      'select step from steps where stage_key = $1 and result is not null order by step',
+      [stageKey],
+    );
+    return rows.map(({ step }) => step);
+  }
+
+  /** Forget the saved states of all steps but these; returns the blobs that the ledger names no more. */
+  async letGo(stageKey: string, kept: readonly number[]): Promise<string[]> {
+    const { rows } = await this.#pool.query<{ blob: string }>(
+      `with gone as (
+         select stage_key, step, result from steps where stage_key = $1 and result is not null and step <> all($2)
+       ), forgotten as (
+         update steps s set result = null, adapter_blob = null from gone g
+         where s.stage_key = g.stage_key and s.step = g.step
+       )
+       select distinct file.value as blob from gone, jsonb_each_text(gone.result) as file
+       where not exists (
+         select 1 from steps s, jsonb_each_text(s.result) as other
+         where other.value = file.value and (s.stage_key, s.step) not in (select stage_key, step from gone)
+       )`,
+      [stageKey, kept],
+    );
+    return rows.map(({ blob }) => blob);
+  }
+
   /** The step happened; later calls for the same step change nothing but may add the saved state. */
   async done(stageKey: string, step: number, saved: SavedState | null): Promise<void> {
     await this.#pool.query(

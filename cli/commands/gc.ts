@@ -78,6 +78,7 @@ const WORDS: Record<string, string> = {
   node_progress: 'node diaries',
   node_metrics: 'points of curves',
   steps: 'optimizer steps in the ledger',
+  stage_pools: 'training pools chosen within stages',
   index_shards: 'shards of indexes',
   page_bands: 'bands of near duplicates',
   corpus_pages: 'pages of corpora',

@@ -27,6 +27,7 @@ export async function namedBlobs(pool: Pool, store: ArtifactStore, going: Going)
       `select concat_ws(' ', batch_blob, adapter_blob, result::text) as text from steps where stage_key <> all($1)`,
       going.keys,
     ],
+    ['select blob as text from stage_pools where stage_key <> all($1)', going.keys],
     [`select concat_ws(' ', request, blob) as text from rollout_shards where request <> all($1)`, going.requests],
     ['select payload::text as text from outbox where sent_at is null and $1::text[] is not null', []],
     ['select state::text as text from leases where $1::text[] is not null', []],

@@ -8,6 +8,7 @@ const TABLES = [
   ['node_progress', 'key'],
   ['node_metrics', 'key'],
   ['steps', 'stage_key'],
+  ['stage_pools', 'stage_key'],
   ['index_shards', 'index_key'],
   ['page_bands', 'corpus_key'],
   ['corpus_pages', 'corpus_key'],

@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import type { PassRate } from '../../activities/publish-profile.ts';
+import type { PassRate } from '../../activities/measure-pass-rates.ts';
 import type { ProfileBody } from '../../schemas/artifact.ts';
 import type { Stack } from '../open-stack.ts';
 import type { PassRates } from './document.ts';
@@ -18,11 +18,13 @@ export async function readPassRates({ store }: Stack, nodes: readonly NodeFacts[
   );
 }
 
+type Tally = Pick<PassRate, 'rollouts' | 'passes' | 'kept'>;
+
 /** A task whose rollouts were all masked was not measured. */
-export function countPasses(rates: readonly PassRate[]): Pick<PassRates, 'rollouts' | 'before' | 'after'> {
+export function countPasses(rates: readonly Tally[]): Pick<PassRates, 'rollouts' | 'before' | 'after'> {
   const measured = rates.filter(({ rollouts }) => rollouts > 0);
   const rollouts = measured.reduce((most, rate) => Math.max(most, rate.rollouts), 0);
-  const count = (some: readonly PassRate[]): number[] =>
+  const count = (some: readonly Tally[]): number[] =>
     Array.from({ length: rollouts + 1 }, (_, passes) => some.filter((rate) => rate.passes === passes).length);
   return { rollouts, before: count(measured), after: count(measured.filter(({ kept }) => kept)) };
 }

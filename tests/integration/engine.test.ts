@@ -345,6 +345,7 @@ describe('a batch of rollouts', () => {
     },
     sampling: { temperature: 1, top_p: 1 },
     reward: { outcome: 'exact_match', format_penalty: 1, judge: null },
+    cutoff: null,
   });
   const putRequest = (size: number, count: number, tag: string) =>
     store.putBlob(

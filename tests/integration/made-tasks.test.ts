@@ -14,9 +14,10 @@ import { createCorpusActivities } from '../../activities/corpus.ts';
 import { createDemonstrationActivities } from '../../activities/demonstrations.ts';
 import type { NodeRef } from '../../activities/index.ts';
 import { createTaskActivities } from '../../activities/make-tasks.ts';
+import type { PassRate } from '../../activities/measure-pass-rates.ts';
 import { PlanReader } from '../../activities/plan-reader.ts';
 import { createPublishBenchmarkActivities } from '../../activities/publish-benchmark.ts';
-import { createPublishProfileActivities, type PassRate } from '../../activities/publish-profile.ts';
+import { createPublishProfileActivities } from '../../activities/publish-profile.ts';
 import { Embedders, Tokenizers, Worlds } from '../../activities/worlds.ts';
 import { createReportActivities } from '../../activities/write-report.ts';
 import { connectMilvus } from '../../environments/world/milvus.ts';
@@ -100,6 +101,8 @@ const profile = {
   split: 'train',
   rollouts: 4,
   buckets: null,
+  stop_decided: true,
+  keep_mix: false,
   keep: { min_passes: 1, max_passes: 3 },
   agent,
   context_length: 1536,

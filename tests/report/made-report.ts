@@ -349,7 +349,17 @@ function madeRun(): Omit<RunReport, 'trajectories'> {
     profiles: [
       {
         node: 'stage1.profile',
-        body: { tasks: 700, rollouts: 5600, never: 210, sometimes: 380, always: 110, kept: 380 },
+        body: {
+          tasks: 700,
+          rollouts: 5600,
+          never: 210,
+          sometimes: 380,
+          always: 110,
+          kept: 380,
+          saved: 0,
+          checkpoint: 'c'.repeat(64),
+          mix: { direct_retrieval: { before: 1, after: 1 } },
+        },
         rollouts: 8,
         before: [210, 80, 60, 50, 50, 45, 45, 50, 110],
         after: [0, 80, 60, 50, 50, 45, 45, 50, 0],

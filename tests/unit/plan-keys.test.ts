@@ -131,6 +131,11 @@ const EXTRAS = [
   '+benchmarks.held_out.max_turns=6',
   '+benchmarks.held_out.context_length=1600',
   '+curriculum.cold_start.gate={ metric: eval/held_out/avg_at_2, at_least: 0.1, approve: true }',
+  '+curriculum.stage1.evaluate={ benchmark: held_out, every: 2 }',
+  '+curriculum.stage1.until.plateau={ metric: eval/held_out/avg_at_2, patience: 4 }',
+  '+curriculum.stage1.health={ limits: { train/entropy: { min: 0.1 } }, for: 3 }',
+  '+curriculum.stage1.difficulty.refresh_every=2',
+  '+curriculum.stage1.rollout.cutoff=0.9',
   '+budget={ tokens: 1000000, money: 5 }',
 ];
 
@@ -160,17 +165,20 @@ const READERS: [RegExp, string[]][] = [
     ['cold_start.trajectories', 'stage1.profile', 'stage1', 'held_out.base', 'held_out.cold_start', 'held_out.stage1'],
   ],
   [/^reward\.outcome$/, ['stage1.profile', 'stage1', 'held_out.base', 'held_out.cold_start', 'held_out.stage1']],
-  [/^reward\.format_penalty$/, ['held_out.base', 'held_out.cold_start', 'held_out.stage1']],
+  [/^reward\.format_penalty$/, ['stage1', 'held_out.base', 'held_out.cold_start', 'held_out.stage1']],
   [
     /^curriculum\.cold_start\.(trajectories\.|context_length|seed|tasks|agent)/,
     ['cold_start.trajectories', 'cold_start'],
   ],
   [/^curriculum\.cold_start\./, ['cold_start']],
+  [/^curriculum\.stage1\.difficulty\.refresh_every$/, ['stage1']],
   [/^curriculum\.stage1\.difficulty\.(tasks|rollouts)$/, ['stage1.profile']],
   [/^curriculum\.stage1\.(difficulty|tasks|agent|reward|context_length)/, ['stage1.profile', 'stage1']],
   [/^curriculum\.stage1\.rollout\.(temperature|top_p)$/, ['stage1.profile', 'stage1']],
   [/^curriculum\.stage1\./, ['stage1']],
-  [/^benchmarks\./, ['held_out.base', 'held_out.cold_start', 'held_out.stage1']],
+  [/^benchmarks\.held_out\.seed$/, ['held_out.base', 'held_out.cold_start', 'held_out.stage1']],
+  // The stage measures the benchmark too.
+  [/^benchmarks\./, ['stage1', 'held_out.base', 'held_out.cold_start', 'held_out.stage1']],
 ];
 /** Fields whose change gives a plan of another shape. */
 const STRUCTURAL = /(^|\.)(kind|from|after|api_version|by|name)$/;

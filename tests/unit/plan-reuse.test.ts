@@ -102,11 +102,34 @@ describe('estimates', () => {
       trained_tokens_at_most: 0,
       tool_calls_at_most: 160,
     });
+    // 3 steps of 5 groups of 4, each refilled twice; what is refilled is trained on in the place of what was dropped.
     expect(estimate('stage1')).toEqual({
-      rollouts: 60,
-      tokens_at_most: 60_000,
+      rollouts: 180,
+      tokens_at_most: 180_000,
       trained_tokens_at_most: 60_000,
-      tool_calls_at_most: 240,
+      tool_calls_at_most: 720,
+    });
+  });
+
+  test('count what a stage measures of itself: its benchmark every so many steps, and pass rates anew', async () => {
+    const nodes = await nodesOf(recipe, {
+      overrides: [
+        'curriculum.stage1.difficulty={ tasks: 10, rollouts: 4, keep: { min_passes: 1, max_passes: 3 }, refresh_every: 5 }',
+        'curriculum.stage1.context_length=1000',
+        'curriculum.stage1.until={ steps: 10 }',
+        'curriculum.stage1.rollout={ group_size: 4, prompts_per_step: 5, refills: 0 }',
+        '+curriculum.stage1.evaluate={ benchmark: held_out, every: 4 }',
+        'benchmarks.held_out.samples=3',
+        'benchmarks.held_out.dataset.limit=7',
+        '+benchmarks.held_out.context_length=2000',
+      ],
+    });
+    const stage = nodes.find(({ id }) => id === 'stage1') as PlanNode;
+    // 10 × 20 of steps; after steps 4 and 8, 7 questions × 3; after step 5, 10 tasks × 4 (nothing draws after step 10).
+    expect(estimateNode(stage, nodes)).toMatchObject({
+      rollouts: 200 + 42 + 40,
+      tokens_at_most: 200_000 + 84_000 + 40_000,
+      trained_tokens_at_most: 200_000,
     });
   });
 

@@ -1,5 +1,11 @@
 import { expect, test } from 'vitest';
-import { bootstrapMean, histogram, passAtK, quantile } from '../../environments/deep-research/benchmarks/statistics.ts';
+import {
+  bootstrapMean,
+  histogram,
+  jeffreysInterval,
+  passAtK,
+  quantile,
+} from '../../environments/deep-research/benchmarks/statistics.ts';
 
 test('pass@k is 1 − C(n−c, k) / C(n, k)', () => {
   // By hand: C(7,1)/C(10,1) = 0.7; C(7,5)/C(10,5) = 21/252; C(3,2)/C(4,2) = 3/6; C(6,4)/C(8,4) = 15/70.
@@ -63,4 +69,26 @@ test('a histogram counts every value once, the edge into the bucket above it', (
     { from: 10, to: 20, count: 2 },
     { from: 20, to: null, count: 2 },
   ]);
+});
+
+test('the interval of a pass rate is that of scipy.stats.beta, with ends at 0 and 1 where everything agrees', () => {
+  const golden: [number, number, number, number][] = [
+    [0, 8, 0, 0.2622172487171857],
+    [1, 8, 0.013838233790320757, 0.4537193210324146],
+    [4, 8, 0.1989656112814958, 0.8010343887185041],
+    [8, 8, 0.7377827512828142, 1],
+    [1, 2, 0.06083027592009732, 0.9391697240799026],
+    [3, 1000, 0.0008456348018298346, 0.007984367358403443],
+    [700, 1024, 0.6546212531714644, 0.7115300681302463],
+  ];
+  for (const [correct, samples, low, high] of golden) {
+    const found = jeffreysInterval({ samples, correct });
+    expect(found.value).toBe(correct / samples);
+    expect(found.low).toBeCloseTo(low, 10);
+    expect(found.high).toBeCloseTo(high, 10);
+  }
+});
+
+test('nothing sampled leaves any pass rate possible', () => {
+  expect(jeffreysInterval({ samples: 0, correct: 0 })).toEqual({ value: 0, low: 0, high: 1 });
 });

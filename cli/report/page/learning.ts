@@ -106,7 +106,9 @@ function passRates({ node, body, rollouts, before, after }: PassRates): HTMLElem
     ...before.map((tasks, passes) => ({ passes, tasks, when: 'before filtering' })),
     ...after.map((tasks, passes) => ({ passes, tasks, when: 'after filtering' })),
   ];
-  const description = `Tasks by how many of ${rollouts} rollouts were right, before and after filtering: ${body.never} never, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} of ${body.tasks} kept.`;
+  const description = `Tasks by how many of ${rollouts} rollouts were right, before and after filtering: ${body.never} never, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} of ${body.tasks} kept.${
+    body.saved > 0 ? ` Tasks that were decided early have fewer: ${body.saved} rollouts were not sampled.` : ''
+  }`;
   return figure({
     title,
     description,

@@ -46,7 +46,8 @@ export function resultOf(
   }: {
     samples: readonly Sample[];
     closedBook: readonly Sample[];
-    rules: RuleAnswers;
+    /** Empty where no baselines are asked. */
+    rules: Partial<RuleAnswers>;
     seenTemplates: ReadonlySet<string>;
   },
 ): QuestionResult {
