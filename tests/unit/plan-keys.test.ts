@@ -181,7 +181,7 @@ const READERS: [RegExp, string[]][] = [
   [/^benchmarks\./, ['stage1', 'held_out.base', 'held_out.cold_start', 'held_out.stage1']],
 ];
 /** Fields whose change gives a plan of another shape. */
-const STRUCTURAL = /(^|\.)(kind|from|after|api_version|by|name)$/;
+const STRUCTURAL = /(^|\.)(kind|from|after|api_version|by|name|benchmark)$/;
 
 describe('flipping a leaf changes exactly the nodes that depend on it', () => {
   let base: CompileInput;
