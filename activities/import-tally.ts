@@ -18,7 +18,7 @@ export interface ImportReport extends TrajectoriesBody {
   longest_tokens: number;
 }
 
-const TURN_EDGES = [2, 4, 6, 8, 11, 16, 21, 31, 51, 76, 101, 151, 201];
+const TURN_EDGES = [2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 76, 101, 151, 201];
 const TOKEN_EDGES = [1024, 2048, 4096, 8192, 16384, 32768, 49152, 65536, 98304, 131072, 200_000];
 
 /** Counts what becomes of records while they stream by; holds a few numbers of each. */

@@ -137,8 +137,12 @@ export class TrajectoryImport {
       this.#options.moved(this.tally);
     }
     this.#rows.check(this.#options.expect);
-    if (this.tally.body().instances === 0)
-      throw new ExpError('NO_TRAJECTORIES', this.#options.source, `nothing is left: ${this.tally.inWords()}`);
+    const { instances, dropped } = this.tally.body();
+    if (instances > 0) return;
+    const hint = dropped['wrong_answer']
+      ? '. An answer is right when it is the reference; name a column with a verdict in `clean.verdict`, or keep all by `clean.require_correct: false`'
+      : '';
+    throw new ExpError('NO_TRAJECTORIES', this.#options.source, `nothing is left: ${this.tally.inWords()}${hint}`);
   }
 
   report(): object {

@@ -72,6 +72,11 @@ const VERBS: readonly Verb[] = [
     load: () => import('./commands/world.ts'),
   },
   {
+    name: 'trajectory',
+    summary: 'See what an import of trajectories would train on.',
+    load: () => import('./commands/trajectory.ts'),
+  },
+  {
     name: 'advantages',
     summary: 'Compute the advantages of IGPO, turn by turn, for groups of rollouts.',
     load: () => import('./commands/advantages.ts'),
