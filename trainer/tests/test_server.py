@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -135,36 +136,94 @@ def test_a_stage_over_the_socket(server: tuple[subprocess.Popen, Path], base_dir
     assert watcher.call("ping")["result"]["stage_key"] is None
 
 
-def test_a_killed_trainer_ends_with_the_weights_of_an_undisturbed_one(
-    server: tuple[subprocess.Popen, Path], base_dir: Path, tmp_path: Path
+SFT = {"kind": "cross_entropy"}
+RL = {
+    "kind": "policy_gradient",
+    "clip": {"low": 0.2, "high": 0.28},
+    "kl": {"coefficient": 0.01, "estimator": "k3"},
+    "importance": {"level": "token", "truncate": 2.0},
+}
+STEPS = 5
+
+
+@pytest.mark.parametrize(
+    ("loss", "updates", "adapter"),
+    [(SFT, 1, {"lora_rank": 4}), (RL, 3, {"lora_rank": 4, "lora_dropout": 0.1}), (RL, 2, None)],
+    ids=["sft", "rl", "rl-full"],
+)
+def test_killed_at_a_random_moment_a_trainer_ends_with_the_bytes_of_an_undisturbed_one(
+    server: tuple[subprocess.Popen, Path],
+    base_dir: Path,
+    tmp_path: Path,
+    loss: dict,
+    updates: int,
+    adapter: dict | None,
 ) -> None:
-    batches = [write_batch(tmp_path / f"{i}.parquet", make_rows(6, seed=i)) for i in range(1, 5)]
+    """Fed the batches that were recorded, from the last save on; fp32, one thread, deterministic algorithms."""
+    seed = random.randrange(2**32)
+    print(f"kills drawn from seed {seed}")  # shown when the test fails
+    draw = random.Random(seed)
+    batches = [
+        write_batch(
+            tmp_path / f"{step}.parquet",
+            [{**row, "update": index % updates} for index, row in enumerate(make_rows(12, seed=step))],
+        )
+        for step in range(1, STEPS + 1)
+    ]
+
+    def step(number: int) -> dict[str, Any]:
+        return {**step_params(batches[number - 1], number), "loss": loss}
+
+    params = {**open_params(base_dir), "adapter": adapter}
     undisturbed = Client(server[1])
-    undisturbed.call("open", open_params(base_dir))
-    for step in range(1, 5):
-        undisturbed.call("step", step_params(batches[step - 1], step))
+    undisturbed.call("open", params)
+    for number in range(1, STEPS + 1):
+        assert "result" in undisturbed.call("step", step(number))
     undisturbed.call("save", {"dir": str(tmp_path / "undisturbed")})
 
-    process = start(tmp_path / "killed.sock")
-    client = Client(tmp_path / "killed.sock")
-    client.call("open", open_params(base_dir))
-    client.call("step", step_params(batches[0], 1))
-    client.call("save", {"dir": str(tmp_path / "saved")})
-    client.call("step", step_params(batches[1], 2))
-    client.send("step", step_params(batches[2], 3))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-    process = start(tmp_path / "again.sock")
-    client = Client(tmp_path / "again.sock")
-    assert client.call("open", open_params(base_dir, resume_dir=str(tmp_path / "saved")))["result"]["step"] == 1
-    for step in range(2, 5):
-        client.call("step", step_params(batches[step - 1], step))
-    client.call("save", {"dir": str(tmp_path / "resumed")})
-    process.kill()
-    process.wait()
-    for name in ("adapter.safetensors", "optimizer.safetensors"):
+    saved_at, killed_at = draw.randrange(0, STEPS), 0
+    for attempt in range(2):
+        process = start(tmp_path / f"{attempt}.sock")
+        client = Client(tmp_path / f"{attempt}.sock")
+        resume = {"resume_dir": str(tmp_path / "saved")} if killed_at > saved_at > 0 else {}
+        first = 1 + client.call("open", {**params, **resume})["result"]["step"]
+        killed_at = draw.randrange(saved_at + 1, STEPS + 1) if attempt == 0 else STEPS + 1
+        for number in range(first, min(killed_at, STEPS + 1)):
+            client.call("step", step(number))
+            if number == saved_at:
+                client.call("save", {"dir": str(tmp_path / "saved")})
+        if attempt == 0:
+            client.send("step", step(killed_at))
+            time.sleep(draw.uniform(0, 0.2))
+        else:
+            client.call("save", {"dir": str(tmp_path / "resumed")})
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    for name in ("model.safetensors" if adapter is None else "adapter.safetensors", "optimizer.safetensors"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_a_step_that_failed_half_way_closes_the_stage(
+    server: tuple[subprocess.Popen, Path], base_dir: Path, tmp_path: Path
+) -> None:
+    """Nobody may score, save or go on from weights that belong to no step; opened again, it goes on."""
+    rows = [{**row, "update": index // 2} for index, row in enumerate(make_rows(4))]
+    good = write_batch(tmp_path / "good.parquet", rows)
+    rows[3] |= {"advantages": [-3e38] * len(rows[3]["mask"]), "behavior_logprobs": [-20.0] * len(rows[3]["mask"])}
+    bad = write_batch(tmp_path / "bad.parquet", rows)
+    client = Client(server[1])
+    client.call("open", open_params(base_dir))
+    loss = {"kind": "policy_gradient"}
+    assert client.call("step", {**step_params(bad, 1), "loss": loss})["error"]["code"] == "HALF_STEP"
+    assert client.call("ping")["result"]["stage_key"] is None
+    for method, params in (
+        ("step", step_params(good, 1)),
+        ("score", {"batch": str(good), "out": str(tmp_path / "s"), "temperature": 1.0}),
+        ("save", {"dir": str(tmp_path / "c")}),
+    ):
+        assert client.call(method, params)["error"]["code"] == "NOT_OPEN"
+    assert client.call("open", open_params(base_dir))["result"]["step"] == 0
+    assert client.call("step", {**step_params(good, 1), "loss": loss})["result"]["step"] == 1
 
 
 def test_nonsense_on_the_socket_is_an_error_and_not_an_end(server: tuple[subprocess.Popen, Path]) -> None:
