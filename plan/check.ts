@@ -304,6 +304,12 @@ function checkAlgorithm({ experiment, report, warn }: Check): void {
     const { tools } = agentOf(experiment, stage);
     if (algorithm.name === 'igpo' && gain?.scope && !gain.scope.some((tool) => tools.includes(tool)))
       report('REF', at('information_gain', 'scope'), `the agent has none of these tools, only ${tools.join(', ')}`);
+    if (algorithm.name === 'igpo' && gain?.beliefs === 'engine' && stage.rollout.temperature !== 1)
+      report(
+        'RANGE',
+        at('information_gain', 'beliefs'),
+        `engines score prompts at temperature 1, and this stage samples at ${stage.rollout.temperature}: let the trainer`,
+      );
     const reference = algorithm.kl ? algorithm.kl.reference : undefined;
     const other = reference === undefined ? null : stageNamed(reference);
     if (other !== null && !trains(experiment.curriculum[other]))

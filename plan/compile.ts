@@ -618,10 +618,11 @@ function igpoSettings({ preset = 'dr_venus', gamma, information_gain }: StageOf<
   return { ...settings, scope: settings.scope && [...settings.scope].sort() };
 }
 
-/** What computes the beliefs of a stage. */
-function beliefsOf({ algorithm: { name, information_gain }, context_length }: StageOf<'rl'>): Unkeyed {
-  if (name !== 'igpo') return {};
-  return { beliefs: information_gain?.beliefs ?? (context_length > ENGINE_BELIEFS_CONTEXT ? 'trainer' : 'engine') };
+/** What computes the beliefs of a stage. An engine scores prompts at temperature 1 whatever it is asked for. */
+function beliefsOf({ algorithm, rollout, context_length }: StageOf<'rl'>): Unkeyed {
+  if (algorithm.name !== 'igpo') return {};
+  const isForEngine = context_length <= ENGINE_BELIEFS_CONTEXT && rollout.temperature === 1;
+  return { beliefs: algorithm.information_gain?.beliefs ?? (isForEngine ? 'engine' : 'trainer') };
 }
 
 function healthParameters({ limits, for: steps, then }: NonNullable<StageOf<'rl'>['health']>): HealthParameters {

@@ -887,7 +887,7 @@ const InformationGain = object(
     beliefs: Type.Optional(
       words(['trainer', 'engine'], {
         description:
-          'What computes the beliefs. When absent the engine, while it rolls out, up to a context of 8,192 tokens, and the trainer beyond.',
+          'What computes the beliefs. When absent the engine, while it rolls out, at temperature 1 and up to a context of 8,192 tokens; else the trainer.',
         key: false,
       }),
     ),

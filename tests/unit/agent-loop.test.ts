@@ -308,3 +308,64 @@ describe('infrastructure', () => {
     );
   });
 });
+
+test('a belief is measured before each turn, while the turn runs, and is journaled with it', async () => {
+  const events: string[] = [];
+  const { sample } = scripted([search, visit, answer]);
+  const journal: TurnRecord[] = [];
+  const contexts: number[][] = [];
+  const trajectory = await runTrajectory(
+    input({
+      sample: async (ids, request) => {
+        events.push('sampling');
+        return sample(ids, request);
+      },
+      believe: (ids, turn, toolBefore) => {
+        events.push(`before ${turn} after ${toolBefore}`);
+        contexts.push([...ids]);
+        return turn === 1 ? null : Promise.resolve(-turn - 0.5);
+      },
+      onTurn: async (record) => void journal.push(record),
+    }),
+  );
+  expect(events).toEqual([
+    'before 0 after null',
+    'sampling',
+    'before 1 after search',
+    'sampling',
+    'before 2 after visit',
+    'sampling',
+  ]);
+  const starts = trajectory.spans.filter(({ kind }) => kind === 'action').map(({ start }) => start);
+  expect(contexts).toEqual(starts.map((start) => trajectory.token_ids.slice(0, start)));
+  expect(journal.map(({ belief }) => belief)).toEqual([-0.5, undefined, -2.5]);
+  expect(trajectory.beliefs).toEqual([-0.5, null, -2.5]);
+});
+
+test('a resumed trajectory does not measure a belief twice, and none is measured where none is wanted', async () => {
+  const journal: TurnRecord[] = [];
+  const whole = scripted([search, answer]);
+  await runTrajectory(
+    input({
+      sample: whole.sample,
+      believe: async (_, turn) => -turn,
+      onTurn: async (record) => void journal.push(record),
+    }),
+  );
+  const asked: number[] = [];
+  const resumed = await runTrajectory(
+    input({
+      sample: scripted([answer]).sample,
+      resumeFrom: journal.slice(0, 1),
+      believe: async (_, turn) => asked.push(turn),
+    }),
+  );
+  expect(asked).toEqual([1]);
+  expect(resumed.beliefs).toHaveLength(2);
+  expect((await runTrajectory(input({}))).beliefs).toEqual([]);
+});
+
+test('an engine that fails to measure a belief fails the turn as it fails one it samples', async () => {
+  const failing = runTrajectory(input({ believe: () => Promise.reject(new Error('gone')) }));
+  await expect(failing).rejects.toMatchObject({ failureClass: 'engine', message: 'tr-1: gone' });
+});

@@ -110,6 +110,26 @@ curriculum: { cold_start: { tasks: { source: made } }, stage1: { tasks: { source
     expect(warnings.map(({ code, line, column }) => `${code} ${line}:${column}`)).toEqual(['NO_EFFECT 2:45']);
   });
 
+  test('beliefs come from the engine in short contexts at temperature 1, else from the trainer', async () => {
+    const beliefs = async (settings: string) => {
+      const { plan } = await planned(`curriculum: { stage1: { algorithm: { name: igpo }, ${settings} } }\n`);
+      return plan?.arms[0]?.nodes.find(({ id }) => id === 'stage1')?.unkeyed['beliefs'];
+    };
+    expect(await beliefs('context_length: 1536')).toBe('engine');
+    expect(await beliefs('rollout: { temperature: 0.7 }')).toBe('trainer');
+    const engine = 'algorithm: { name: igpo, information_gain: { beliefs: engine } }';
+    expect(found(await planned(`curriculum: { stage1: { ${engine}, rollout: { temperature: 0.7 } } }\n`))).toEqual([
+      'RANGE 2:79',
+    ]);
+  });
+
+  test('a scope holds a tool that the agent has, and a buffer is within the context', async () => {
+    const algorithm = (text: string) =>
+      planned(`agent: { tools: [search] }\ncurriculum: { stage1: { algorithm: { ${text} } } }\n`).then(found);
+    expect(await algorithm('name: igpo, information_gain: { scope: [visit] }')).toEqual(['REF 3:77']);
+    expect(await algorithm('name: dapo, overlong: { buffer: 1536 }')).toEqual(['RANGE 3:70']);
+  });
+
   test('buckets have rising edges, and a weight each', async () => {
     const buckets = (text: string) =>
       planned(`curriculum: { stage1: { difficulty: { buckets: { ${text} } } } }\n`).then(found);

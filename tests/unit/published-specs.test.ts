@@ -149,6 +149,20 @@ describe('dr-venus.yaml', () => {
     expect(algorithm).toEqual({ ...control, name: 'grpo' });
   });
 
+  test('beyond 8,192 tokens the trainer measures beliefs, and the preset of the paper is one line away', async () => {
+    const plan = await planOf('dr-venus');
+    expect(nodeOf(plan, 'igpo').unkeyed).toMatchObject({ beliefs: 'trainer' });
+    const arm = plan.arms.findIndex(({ name }) => name === 'igpo_paper');
+    expect(parametersOf(plan, 'igpo', 'rl', arm).algorithm.igpo).toEqual({
+      measure: 'prob',
+      scope: null,
+      every: 1,
+      normalize: 'joint',
+      gamma: 1,
+      weight: 1,
+    });
+  });
+
   test('a list of turn limits is a benchmark each', async () => {
     const plan = await planOf('dr-venus');
     expect(
