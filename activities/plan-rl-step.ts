@@ -161,10 +161,21 @@ async function* trainingRows(
         temperature,
         weight: 1,
         update,
-        turn_rewards: advantages.rewards?.filter((_, at) => attempt.turns[at]?.branch === row.branch) ?? null,
+        turn_rewards: turnRewards(found, row.branch),
       };
     }
   }
+}
+
+/** As `reward.turns` of a trajectory: one for each turn of the branch, null where there is none and for the outcome. */
+function turnRewards(
+  { attempt: { turns }, advantages: { rewards } }: Trained,
+  branch: number,
+): (number | null)[] | null {
+  if (rewards === undefined) return null;
+  return turns.flatMap((turn, at) =>
+    turn.branch === branch ? [at < turns.length - 1 ? (rewards[at] ?? null) : null] : [],
+  );
 }
 
 const mean = (values: readonly number[]): number =>

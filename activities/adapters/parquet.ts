@@ -89,6 +89,17 @@ export async function writeParquet(
   }
 }
 
+/** Names of the columns of a file. */
+export async function columnsOf(path: string): Promise<string[]> {
+  const database = await openDuckDb();
+  try {
+    const connection = await database.connect();
+    return (await connection.run(`SELECT * FROM read_parquet(${quote(path)}) LIMIT 0`)).columnNames();
+  } finally {
+    database.closeSync();
+  }
+}
+
 /** Rows in file order, one at a time. Throws PARQUET when the file is no Parquet or a column is missing. */
 export async function* readParquet<T>(path: string, columns?: readonly string[]): AsyncGenerator<T> {
   const database = await openDuckDb();

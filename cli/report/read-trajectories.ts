@@ -2,7 +2,7 @@
  * Trajectories of a run in two passes: all of them without their texts, for the sums and the sample; then the sampled
  * ones with their texts. What is held grows with the sample, not with the run.
  */
-import { readParquet } from '../../activities/adapters/parquet.ts';
+import { columnsOf, readParquet } from '../../activities/adapters/parquet.ts';
 import { readTasks } from '../../activities/task-files.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { Task } from '../../schemas/task.ts';
@@ -10,14 +10,7 @@ import type { Stack } from '../open-stack.ts';
 import { OUTCOMES, type ShownTrajectory, type TrajectoryIndex } from './document.ts';
 import type { NodeFacts } from './read-nodes.ts';
 import { SeededSample } from './seeded-sample.ts';
-import {
-  type AdvantageSteps,
-  type GradedRow,
-  outcomeOf,
-  rowId,
-  type ShownRow,
-  showTrajectory,
-} from './show-trajectory.ts';
+import { type GradedRow, outcomeOf, rowId, type ShownRow, showTrajectory, type Trained } from './show-trajectory.ts';
 import { actionsOf, Tally, tokensOf } from './tally.ts';
 import { findTrajectoryFiles, type TrajectoryFile } from './trajectory-files.ts';
 
@@ -200,29 +193,29 @@ async function* showAll(
 ): AsyncGenerator<ShownTrajectory> {
   const wanted = files.map(() => new Set<string>());
   for (const { file, id } of taken) wanted[file]?.add(id);
-  let trained: { key: string; advantages: Map<string, AdvantageSteps> } = { key: '', advantages: new Map() };
+  let trained: { key: string; byId: Map<string, Trained> } = { key: '', byId: new Map() };
   for (const [at, { node, blob }] of files.entries()) {
     const ids = wanted[at];
     if (ids === undefined || ids.size === 0) continue;
     const { key } = node.node;
     if (trained.key !== key) {
       const ofNode = taken.filter(({ file }) => files[file]?.node.node.key === key);
-      trained = { key, advantages: await readAdvantages(stack, node, new Set(ofNode.map(({ id }) => id))) };
+      trained = { key, byId: await readTrained(stack, node, new Set(ofNode.map(({ id }) => id))) };
     }
     for await (const row of readParquet<ShownRow>(await stack.store.openBlob(blob), SHOWN)) {
       const id = rowId(row);
-      if (ids.has(id)) yield showTrajectory(row, tasks.get(row.task_id) ?? null, trained.advantages.get(id) ?? null);
+      if (ids.has(id)) yield showTrajectory(row, tasks.get(row.task_id) ?? null, trained.byId.get(id) ?? null);
     }
   }
 }
 
-/** Advantages that trajectories of an `rl` node were trained with, from the batches of its steps. */
-async function readAdvantages(
+/** What trajectories of an `rl` node were trained with, from the batches of its steps. */
+async function readTrained(
   { pool, store }: Stack,
   { node }: NodeFacts,
   ids: ReadonlySet<string>,
-): Promise<Map<string, AdvantageSteps>> {
-  const found = new Map<string, AdvantageSteps>();
+): Promise<Map<string, Trained>> {
+  const found = new Map<string, Trained>();
   if (node.kind !== 'rl') return found;
   const { rows } = await pool.query<{ batch_blob: string }>(
     'select batch_blob from steps where stage_key = $1 order by step',
@@ -231,15 +224,17 @@ async function readAdvantages(
   for (const { batch_blob } of rows) {
     const path = await store.openBlob(batch_blob).catch(ifMissing);
     if (path === null) continue;
-    type BatchRow = { sequence_id: string; advantages: number[] };
-    for await (const { sequence_id, advantages } of readParquet<BatchRow>(path, ['sequence_id', 'advantages'])) {
-      const id = sequence_id.replace(/#0$/, '');
-      if (ids.has(id)) found.set(id, changesOf(advantages));
+    type BatchRow = { sequence_id: string; advantages: number[]; turn_rewards?: (number | null)[] | null };
+    // Batches of earlier versions rewarded no turns.
+    const rewards = (await columnsOf(path)).filter((name) => name === 'turn_rewards');
+    for await (const row of readParquet<BatchRow>(path, ['sequence_id', 'advantages', ...rewards])) {
+      const id = row.sequence_id.replace(/#0$/, '');
+      if (ids.has(id)) found.set(id, { advantages: changesOf(row.advantages), rewards: row.turn_rewards ?? null });
     }
   }
   return found;
 }
 
-function changesOf(advantages: readonly number[]): AdvantageSteps {
+function changesOf(advantages: readonly number[]): Trained['advantages'] {
   return advantages.flatMap((advantage, at) => (advantage === advantages[at - 1] ? [] : [[at, advantage] as const]));
 }

@@ -18,8 +18,15 @@ export type GradedRow = Pick<
 >;
 export type ShownRow = GradedRow & Pick<Trajectory, 'checkpoint' | 'sampling' | 'messages'>;
 
-/** Advantages of a sequence where they change: [first token, advantage]. */
-export type AdvantageSteps = readonly (readonly [from: number, advantage: number])[];
+/** What a sequence was trained with. */
+export interface Trained {
+  /** Advantages where they change: [first token, advantage]. */
+  advantages: AdvantageSteps;
+  /** Of its turns, where the algorithm rewards turns; they take the place of those known while sampling. */
+  rewards: readonly (number | null)[] | null;
+}
+
+type AdvantageSteps = readonly (readonly [from: number, advantage: number])[];
 
 /** A row is a trajectory, or one branch of it. */
 export const rowId = ({ trajectory_id, branch }: Pick<GradedRow, 'trajectory_id' | 'branch'>): string =>
@@ -32,7 +39,7 @@ export function outcomeOf({ termination, answer, score, reward }: GradedRow): Ou
   return answer === null ? 'unfinished' : 'wrong';
 }
 
-export function showTrajectory(row: ShownRow, task: Task | null, advantages: AdvantageSteps | null): ShownTrajectory {
+export function showTrajectory(row: ShownRow, task: Task | null, trained: Trained | null): ShownTrajectory {
   const { spans, messages, sampling } = row;
   return {
     id: rowId(row),
@@ -53,14 +60,15 @@ export function showTrajectory(row: ShownRow, task: Task | null, advantages: Adv
     top_p: sampling.top_p,
     seed: sampling.seed,
     prompt_tokens: spans.filter(({ kind }) => kind === 'prompt').reduce((sum, span) => sum + lengthOf(span), 0),
-    turns: turnsOf(row, advantages),
+    turns: turnsOf(row, trained),
   };
 }
 
 const lengthOf = ({ start, end }: Span): number => end - start;
 
 /** The question is the first message; after it each action and each observation has one. */
-function turnsOf({ spans, messages, reward }: ShownRow, advantages: AdvantageSteps | null): ShownTurn[] {
+function turnsOf({ spans, messages, reward }: ShownRow, trained: Trained | null): ShownTurn[] {
+  const rewards = trained?.rewards ?? reward.turns;
   const turns: ShownTurn[] = [];
   const said = spans.filter(({ kind }) => kind !== 'prompt');
   for (const [at, span] of said.entries()) {
@@ -74,8 +82,8 @@ function turnsOf({ spans, messages, reward }: ShownRow, advantages: AdvantageSte
         tool: span.tool,
         status,
         latency_ms,
-        reward: reward.turns[turns.length] ?? null,
-        advantage: advantages === null ? null : meanAdvantage(advantages, span),
+        reward: rewards[turns.length] ?? null,
+        advantage: trained === null ? null : meanAdvantage(trained.advantages, span),
         observation: null,
       });
       continue;

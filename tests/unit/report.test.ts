@@ -63,14 +63,17 @@ const row: ShownRow = {
 
 describe('a trajectory as the reader shows it', () => {
   test('its turns have their own tokens, rewards and advantages, and no markup of the chat format', () => {
-    const shown = showTrajectory(row, null, [
-      [0, 0],
-      [100, 2],
-      [110, 4],
-      [120, 0],
-      [170, -1],
-      [180, 0],
-    ]);
+    const shown = showTrajectory(row, null, {
+      advantages: [
+        [0, 0],
+        [100, 2],
+        [110, 4],
+        [120, 0],
+        [170, -1],
+        [180, 0],
+      ],
+      rewards: null,
+    });
     expect(shown.prompt_tokens).toBe(100);
     expect(shown.turns).toEqual([
       {
@@ -103,6 +106,11 @@ describe('a trajectory as the reader shows it', () => {
         observation: null,
       },
     ]);
+  });
+
+  test('turns that training rewarded show that reward, in the place of what was known while sampling', () => {
+    const { turns } = showTrajectory(row, null, { advantages: [[0, 1]], rewards: [0.25, null] });
+    expect(turns.map(({ reward }) => reward)).toEqual([0.25, null]);
   });
 
   test('one that nobody trained on has no advantage, which is not an advantage of 0', () => {
