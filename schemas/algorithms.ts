@@ -50,7 +50,7 @@ export interface IgpoSettings {
 }
 
 export const IGPO_PRESETS: Record<(typeof IGPO_PRESET_NAMES)[number], IgpoSettings> = {
-  /** arXiv:2510.14967, equations 3, 6 and 7; gamma as in the train.sh of the corrected release of its code. */
+  /** arXiv:2510.14967, equations 6 and 7; gamma as in the train.sh of the corrected release of its code. */
   paper: { measure: 'prob', scope: null, every: 1, normalize: 'joint', gamma: 1, weight: 1 },
   /** inclusionAI/DR-Venus@6013141, RL/train_igpo.sh. */
   dr_venus: {

@@ -1,7 +1,7 @@
 """Beliefs of the policy in a reference answer, before chosen turns of a trajectory.
 
 The belief before a turn is the mean log-probability, in nats, of the reference answer's tokens when a fixed
-pseudo-answer follows the context at that point (IGPO, arXiv:2510.14967, eq. 3). The trajectory is computed once,
+pseudo-answer follows the context at that point (IGPO, arXiv:2510.14967). The trajectory is computed once,
 in chunks, into a KV cache; at each boundary the cache stands exactly at the context, the pseudo-answer is tried on
 it, and the cache is cut back. So a trajectory costs one forward and a few tokens a boundary, however many there are.
 """

@@ -19,6 +19,7 @@ from exp_trainer.errors import TrainerError
 from exp_trainer.model import prompt_logprobs
 from exp_trainer.policy import Policy
 from exp_trainer.progress import Progress
+from exp_trainer.server import Trainer
 
 rng = np.random.default_rng(11)
 TRAJECTORY = rng.integers(0, VOCABULARY, 50)
@@ -115,6 +116,20 @@ def test_the_method_of_the_wire_answers_with_one_value_a_boundary(policy: Policy
     assert answer == {"sequences": 1, "beliefs": len(BOUNDARIES)}
     [row] = pq.read_table(out).to_pylist()
     assert row == {"sequence_id": "t#0", "beliefs": measure_beliefs(policy, query(), 0.7, Progress())}
+
+
+def test_the_trainer_offers_it_once_a_stage_is_open(base_dir: Path, tmp_path: Path) -> None:
+    trainer = Trainer(Progress())
+    params = {"batch": str(write(tmp_path / "batch.parquet")), "out": str(tmp_path / "out.parquet"), "temperature": 1.0}
+    with pytest.raises(TrainerError, match="no stage is open"):
+        trainer.call("beliefs", params)
+    optimizer = {"learning_rate": 1e-3}
+    adapter = {"lora_rank": 2}
+    stage = {"stage_key": "k", "base_dir": str(base_dir), "adapter": adapter, "optimizer": optimizer, "seed": 0}
+    trainer.call("open", {**stage, "dtype": "float32"})
+    assert trainer.call("beliefs", params) == {"sequences": 1, "beliefs": len(BOUNDARIES)}
+    with pytest.raises(TrainerError, match="temperature must be above 0"):
+        trainer.call("beliefs", {**params, "temperature": 0.0})
 
 
 def test_no_gradient_and_no_parameter_is_touched(policy: Policy) -> None:
