@@ -66,6 +66,7 @@ function trajectory(
     spans,
     reward: { outcome, turns: turns.map(() => null) },
     score: { exact_match: outcome, f1: outcome, format_valid: true, answer_in_observation: false },
+    judge: null,
     advantages: [],
     beliefs: [],
     termination: 'answer',

@@ -52,6 +52,7 @@ function row({ id, outcome, turns, beliefs, branch = 0 }: Made): GradedRow {
     sample: 0,
     branch,
     reward: { outcome, turns: turns.map(() => null) },
+    judge: null,
     score: { exact_match: outcome, f1: outcome, format_valid: true, answer_in_observation: false },
     termination: 'answer',
     spans,
