@@ -79,13 +79,14 @@ const shown = (amount: number): string => String(Number(amount.toFixed(4)));
 export function mostOf(
   specs: readonly {
     context_length: number;
-    agent: { tools: readonly string[]; max_turns: number; max_turn_tokens: number };
+    agent: { tools: readonly string[]; max_turns: number; max_turn_tokens: number; context_management: string };
   }[],
 ): Amounts {
   const most = { ...NOTHING };
   for (const { context_length, agent } of specs) {
     // The forced answer is a turn of its own.
-    most.tokens += Math.min(context_length, (agent.max_turns + 1) * agent.max_turn_tokens);
+    const sampled = (agent.max_turns + 1) * agent.max_turn_tokens;
+    most.tokens += agent.context_management === 'none' ? Math.min(context_length, sampled) : sampled;
     if (agent.tools.length > 0) most.tool_calls += agent.max_turns;
   }
   return most;

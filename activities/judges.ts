@@ -1,3 +1,4 @@
+import type { Branches } from '../environments/deep-research/agent-loop.ts';
 import { isRight } from '../environments/deep-research/judge.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { RewardParameters, Unkeyed } from '../schemas/node-parameters.ts';
@@ -8,8 +9,8 @@ import { JudgeClient } from './adapters/judge-client.ts';
 import type { NodeRef } from './index.ts';
 import type { PlanReader } from './plan-reader.ts';
 
-/** Grades one trajectory. */
-export type Grade = (trajectory: Trajectory, task: Task, signal: AbortSignal) => Promise<Trajectory>;
+/** Grades one trajectory: what is said of its answer stands in each of its branches. */
+export type Grade = (rows: Branches, task: Task, signal: AbortSignal) => Promise<Branches>;
 
 /** Judges of nodes, by what their plans say; clients are kept, so that all batches of a worker share a judge's limit. */
 export class Judges {
@@ -26,22 +27,22 @@ export class Judges {
   async open(ref: NodeRef): Promise<Grade> {
     const { parameters, unkeyed } = await this.#plans.node(ref);
     const { judge } = (parameters as { reward: RewardParameters }).reward;
-    if (judge === null) return async (trajectory) => trajectory;
+    if (judge === null) return async (rows) => rows;
     const at = (unkeyed as Unkeyed).judge;
     if (at === undefined) throw new ExpError('JUDGE', ref.id, 'the plan does not say where the judge is');
     const client = this.#client(at);
-    return async (trajectory, task, signal) => {
-      const { answer, score } = trajectory;
-      if (answer === null || trajectory.termination === 'failed') return trajectory;
+    return async (rows, task, signal) => {
+      const [{ answer, score, termination }] = rows;
+      if (answer === null || termination === 'failed') return rows;
       // What matches to the letter needs no opinion.
-      if (score.exact_match >= 1) return graded(trajectory, { correct: true, reply: 'exact match' });
+      if (score.exact_match >= 1) return graded(rows, { correct: true, reply: 'exact match' });
       const asked = { question: task.question, reference: referenceOf(task), answer };
       try {
         const verdict = await client.ask(judge, asked, signal);
-        return verdict === null ? unjudged(trajectory) : graded(trajectory, verdict);
+        return verdict === null ? unjudged(rows) : graded(rows, verdict);
       } catch (error) {
         const isDown = error instanceof ExpError && error.code === 'JUDGE_UNAVAILABLE';
-        if (isDown && at.on_failure === 'fail') return unjudged(trajectory);
+        if (isDown && at.on_failure === 'fail') return unjudged(rows);
         throw error;
       }
     };
@@ -64,14 +65,14 @@ export class Judges {
 const referenceOf = ({ answer, aliases }: Task): string =>
   aliases.length === 0 ? answer : `${answer} (or: ${aliases.join('; ')})`;
 
-function graded(trajectory: Trajectory, judge: Verdict): Trajectory {
-  const { reward, score } = trajectory;
-  return { ...trajectory, judge, reward: { ...reward, outcome: isRight({ judge, score }) ? 1 : 0 } };
-}
+const graded = (rows: Branches, judge: Verdict): Branches =>
+  eachOf(rows, (row) => ({ ...row, judge, reward: { ...row.reward, outcome: isRight({ ...row, judge }) ? 1 : 0 } }));
 
 /** No verdict is no zero: the trajectory is masked and counted. */
-const unjudged = (trajectory: Trajectory): Trajectory => ({
-  ...trajectory,
-  termination: 'failed',
-  failure_class: 'judge',
-});
+const unjudged = (rows: Branches): Branches =>
+  eachOf(rows, (row) => ({ ...row, termination: 'failed', failure_class: 'judge' }));
+
+const eachOf = ([first, ...others]: Branches, change: (row: Trajectory) => Trajectory): Branches => [
+  change(first),
+  ...others.map(change),
+];

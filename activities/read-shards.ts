@@ -3,10 +3,11 @@ import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { readParquet } from './adapters/parquet.ts';
 import type { RolloutShard } from './index.ts';
 
-/** What grading needs of a trajectory: everything but its tokens. */
+/** What grading needs of a trajectory: everything but its tokens. Over all its branches: see wholeTrajectories. */
 export type GradedTrajectory = Pick<
   Trajectory,
   | 'trajectory_id'
+  | 'branch'
   | 'task_id'
   | 'group_id'
   | 'sample'
@@ -23,6 +24,7 @@ export type GradedTrajectory = Pick<
 
 const COLUMNS = [
   'trajectory_id',
+  'branch',
   'task_id',
   'group_id',
   'sample',
@@ -42,10 +44,42 @@ export async function* readGraded(
   store: ArtifactStore,
   shards: readonly RolloutShard[],
 ): AsyncGenerator<GradedTrajectory> {
-  for (const { blob } of shards) yield* readParquet<GradedTrajectory>(await store.openBlob(blob), COLUMNS);
+  for (const { blob } of shards)
+    yield* wholeTrajectories(readParquet<GradedTrajectory>(await store.openBlob(blob), COLUMNS));
 }
 
-export type DisplayedTrajectory = Pick<Trajectory, 'trajectory_id' | 'task_id' | 'messages'>;
+type Mergeable = Pick<Trajectory, 'trajectory_id' | 'branch' | 'spans'> &
+  Partial<Pick<Trajectory, 'reward' | 'messages'>>;
+
+/**
+ * Rows of a shard with the branches of each trajectory as one, so that a trajectory counts once. Its spans are those of
+ * all branches, in order and without what a later branch repeats as its prompt; start and end still count within the
+ * branch. Its turn rewards and messages are those of all branches. Branches of a trajectory stand next to each other.
+ */
+export async function* wholeTrajectories<Row extends Mergeable>(rows: AsyncIterable<Row>): AsyncGenerator<Row> {
+  let whole: Row | null = null;
+  for await (const row of rows) {
+    if (whole !== null && row.branch > 0 && row.trajectory_id === whole.trajectory_id) {
+      whole = joined(whole, row);
+      continue;
+    }
+    if (whole !== null) yield whole;
+    whole = row;
+  }
+  if (whole !== null) yield whole;
+}
+
+function joined<Row extends Mergeable>(whole: Row, next: Row): Row {
+  return {
+    ...whole,
+    spans: [...whole.spans, ...next.spans.filter(({ kind }) => kind !== 'prompt')],
+    ...(whole.reward &&
+      next.reward && { reward: { ...whole.reward, turns: [...whole.reward.turns, ...next.reward.turns] } }),
+    ...(whole.messages && next.messages && { messages: [...whole.messages, ...next.messages.slice(1)] }),
+  };
+}
+
+export type DisplayedTrajectory = Pick<Trajectory, 'trajectory_id' | 'branch' | 'task_id' | 'spans' | 'messages'>;
 
 /** The conversations of a few trajectories, for people to read. */
 export async function readMessages(
@@ -56,17 +90,21 @@ export async function readMessages(
   const found: DisplayedTrajectory[] = [];
   for (const { blob } of shards) {
     if (found.length === ids.size) break;
-    for await (const row of readParquet<DisplayedTrajectory>(await store.openBlob(blob), [
+    const rows = readParquet<DisplayedTrajectory>(await store.openBlob(blob), [
       'trajectory_id',
+      'branch',
       'task_id',
+      'spans',
       'messages',
-    ])) {
+    ]);
+    for await (const row of wholeTrajectories(rows)) {
       if (ids.has(row.trajectory_id)) found.push(row);
     }
   }
   return found;
 }
 
+/** Tokens of the prompt, the actions and the observations, each once, over all branches. */
 export function tokensOf({ spans }: Pick<GradedTrajectory, 'spans'>): number {
-  return spans.at(-1)?.end ?? 0;
+  return spans.reduce((sum, { start, end }) => sum + end - start, 0);
 }

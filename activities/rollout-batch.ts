@@ -8,6 +8,7 @@ import { Context } from '@temporalio/activity';
 import type { Pool } from 'pg';
 import {
   assembleTrajectory,
+  type Branches,
   RolloutFailure,
   runTrajectory,
   type TrajectoryInput,
@@ -17,7 +18,6 @@ import { believer } from '../environments/deep-research/beliefs.ts';
 import type { Tokenizer, ToolName } from '../environments/deep-research/prompt.ts';
 import type { World } from '../environments/environment.ts';
 import { ExpError } from '../schemas/errors.ts';
-import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import type { EngineLease, EnginePool } from './adapters/engine.ts';
 import { trajectoryColumns, writeParquet } from './adapters/parquet.ts';
@@ -88,7 +88,7 @@ export const createRolloutActivities = (deps: RolloutDeps): RolloutActivities =>
       };
       const trajectories = await charged(deps.spend, unit, (taken) => sampleBatch(deps, batch, request, moved, taken));
       const shard = await sealShard(deps, batch, trajectories);
-      await deps.journal.drop(trajectories.map(({ trajectory_id }) => trajectory_id));
+      await deps.journal.drop(trajectories.map(([{ trajectory_id }]) => trajectory_id));
       return shard;
     });
   },
@@ -123,7 +123,7 @@ async function sampleBatch(
   { specs, total }: Awaited<ReturnType<typeof readRequest>>,
   moved: () => void,
   taken: Taken,
-): Promise<Trajectory[]> {
+): Promise<Branches[]> {
   const { node, checkpoint, holder } = batch;
   const { cancellationSignal } = Context.current();
   // One trajectory that meets an outage ends the batch: the others would meet it too.
@@ -171,7 +171,7 @@ async function sampleBatch(
     // What ended the batch is the first failure, not the aborts that followed from it.
     if (ending.signal.aborted) throw ending.signal.reason;
     cancellationSignal.throwIfAborted();
-    const trajectories = settled.map((outcome) => (outcome as PromiseFulfilledResult<Trajectory>).value);
+    const trajectories = settled.map((outcome) => (outcome as PromiseFulfilledResult<Branches>).value);
     refuseOutage(node, trajectories);
     return trajectories;
   } finally {
@@ -231,6 +231,8 @@ function trajectoryInput(
       searchResults: agent.search_results,
       contextLength: spec.context_length,
     },
+    contextManagement: agent.context_management,
+    faults: agent.faults,
     sampling: { ...spec.sampling, seed: spec.seed },
     ...(spec.beliefs && { believe: believer(tokenizer, spec.task.answer, spec.beliefs, lease.scorer(call)) }),
     reward: { outcome: reward.outcome, format_penalty: reward.format_penalty },
@@ -239,7 +241,7 @@ function trajectoryInput(
 }
 
 /** A trajectory that something broke for is tried again from its last turn, and then recorded as failed: it is data. */
-async function withRetries(input: TrajectoryInput, records: TurnRecord[]): Promise<Trajectory> {
+async function withRetries(input: TrajectoryInput, records: TurnRecord[]): Promise<Branches> {
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await runTrajectory({ ...input, resumeFrom: [...records] });
@@ -259,13 +261,13 @@ function isOutage(error: unknown): boolean {
 }
 
 /** When most of a batch failed for the same reason, the reason is not the trajectories. */
-function refuseOutage(node: NodeRef, trajectories: readonly Trajectory[]): void {
-  const broken = trajectories.filter(({ failure_class }) => failure_class !== null && failure_class !== 'budget');
+function refuseOutage(node: NodeRef, trajectories: readonly Branches[]): void {
+  const broken = trajectories.filter(([{ failure_class }]) => failure_class !== null && failure_class !== 'budget');
   if (broken.length * 2 <= trajectories.length) return;
   throw new ExpError(
     'UNAVAILABLE',
     node.id,
-    `${broken.length} of ${trajectories.length} trajectories failed by ${broken[0]?.failure_class}: something is down`,
+    `${broken.length} of ${trajectories.length} trajectories failed by ${broken[0]?.[0].failure_class}: something is down`,
   );
 }
 
@@ -291,14 +293,14 @@ async function findShard(
 }
 
 /** The first shard of a batch wins; who comes later takes that one. */
-async function sealShard(deps: RolloutDeps, batch: Batch, trajectories: readonly Trajectory[]): Promise<RolloutShard> {
+async function sealShard(deps: RolloutDeps, batch: Batch, trajectories: readonly Branches[]): Promise<RolloutShard> {
   await mkdir(deps.work, { recursive: true });
   const folder = await mkdtemp(join(deps.work, 'rollouts-'));
   try {
     const path = join(folder, 'shard.parquet');
-    await writeParquet(path, trajectories, trajectoryColumns);
+    await writeParquet(path, trajectories.flat(), trajectoryColumns);
     const blob = await deps.store.putBlob(path);
-    const failed = trajectories.filter(({ failure_class }) => failure_class !== null).length;
+    const failed = trajectories.filter(([{ failure_class }]) => failure_class !== null).length;
     await deps.pool.query(
       `insert into rollout_shards (request, batch, checkpoint_digest, blob, trajectories, failed, node_key)
        values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing`,

@@ -1,8 +1,7 @@
 /** One trajectory as it happens: a line or two per turn; on a terminal also what is going on right now. */
 import { createLogUpdate } from 'log-update';
-import { readAction, type TurnRecord } from '../environments/deep-research/agent-loop.ts';
+import { type Branches, readAction, type TurnRecord } from '../environments/deep-research/agent-loop.ts';
 import type { Tokenizer, ToolName } from '../environments/deep-research/prompt.ts';
-import type { Trajectory } from '../schemas/trajectory.ts';
 import type { CommandIo } from './command.ts';
 import { detectTerminal, oneLine, padTo, paint, type Terminal, truncate } from './terminal.ts';
 
@@ -74,19 +73,24 @@ export class LiveTrace {
     const thought = /<think>([\s\S]*?)<\/think>/.exec(text)?.[1];
     this.#line(`turn ${record.turn + 1}`, thought ?? cost, 'dim');
     if (action.kind === 'tool_call') this.#line(action.tool, `${JSON.stringify(action.args)}  (${cost})`, 'cyan');
-    if (action.kind === 'malformed')
+    if (record.tool === 'summary') this.#line('summary', truncate(oneLine(text.replaceAll('\n', ' ')), 400), 'cyan');
+    else if (action.kind === 'malformed')
       this.#line('malformed', `${action.reason}: ${truncate(oneLine(text.replaceAll('\n', ' ')), 200)}`, 'yellow');
+    if (record.branch) this.#line('context', 'full: the next turn begins in a new one', 'yellow');
     if (record.observation !== null) this.#observation(record.observation, tokenizer);
     this.#turnStarted = Date.now();
     this.#turnTokens = 0;
   }
 
-  end({ answer, termination, spans, token_ids }: Trajectory): void {
-    const turns = spans.filter(({ kind }) => kind === 'action').length;
+  end(branches: Branches): void {
+    const [{ answer, termination }] = branches;
+    const turns = branches.flatMap(({ spans }) => spans).filter(({ kind }) => kind === 'action').length;
+    const all = branches.reduce((sum, { token_ids }) => sum + token_ids.length, 0);
+    const contexts = branches.length > 1 ? ` over ${branches.length} contexts` : '';
     this.#line('answer', answer ?? `none (${termination})`, answer === null ? 'yellow' : 'green');
     this.#line(
       '',
-      `${turns} turns, ${this.#allTokens} tokens sampled at ${this.#rate(this.#allTokens, this.#sampledMs)}, ${token_ids.length} in all; ended by ${termination}`,
+      `${turns} turns, ${this.#allTokens} tokens sampled at ${this.#rate(this.#allTokens, this.#sampledMs)}, ${all} in all${contexts}; ended by ${termination}`,
       'dim',
     );
   }
@@ -94,6 +98,10 @@ export class LiveTrace {
   #observation({ token_ids, status, latency_ms }: NonNullable<TurnRecord['observation']>, tokenizer: Tokenizer): void {
     const text = tokenizer.decode(token_ids);
     const inner = /<tool_response>\n([\s\S]*)\n<\/tool_response>/.exec(text)?.[1];
+    if (status === 'summary') {
+      this.#line('context', 'full: the next turn writes a summary', 'yellow');
+      return;
+    }
     if (inner === undefined) {
       this.#line('limit', 'no more turns: the next one must answer', 'yellow');
       return;

@@ -77,6 +77,7 @@ export function checkSpec(experiment: Experiment, root: Located, limits: KnownLi
     checkCycles,
     checkSplits,
     checkTools,
+    checkFaults,
     checkShares,
     checkBenchmarkNames,
     checkAfter,
@@ -214,6 +215,24 @@ function checkTools({ experiment, report }: Check): void {
           `there is no tool ${quoted(tool)}`,
           didYouMean(tool, TOOLS) ?? `there are ${TOOLS.join(', ')}`,
         );
+    }
+  }
+}
+
+/** A call goes wrong in one way, so the ways of a tool share its calls. */
+function checkFaults({ experiment, report }: Check): void {
+  const places: [where: Path, faults: Experiment['agent']['faults']][] = [
+    [['agent', 'faults'], experiment.agent.faults],
+    ...stagesOf(experiment).map(([name, stage]): [Path, Experiment['agent']['faults']] => [
+      ['curriculum', name, 'agent', 'faults'],
+      stage.agent?.faults,
+    ]),
+  ];
+  for (const [path, faults] of places) {
+    for (const [tool, shares] of Object.entries(faults ?? {})) {
+      const sum = Object.values(shares).reduce((total, share) => total + share, 0);
+      if (sum > 1 + SUM_TOLERANCE)
+        report('RANGE', [...path, tool], `the faults of ${tool} sum to ${Number(sum.toFixed(6))}, more than all calls`);
     }
   }
 }

@@ -1,5 +1,5 @@
 /** What a node would cost, from its parameters alone: upper bounds where the agent decides. */
-import type { NodeOf, Unkeyed } from '../schemas/node-parameters.ts';
+import type { AgentParameters, NodeOf, Unkeyed } from '../schemas/node-parameters.ts';
 import type { NodeKind, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
 
@@ -120,15 +120,20 @@ function estimateRl({ parameters }: NodeOf<'rl'>, node: PlanNode, nodes: readonl
   return { ...sum, trained_tokens_at_most: steps * batch * parameters.context_length };
 }
 
+/** With a managed context a trajectory is longer than one context; what later branches repeat is counted once. */
 function sampled(
   rollouts: number,
-  { context_length, agent }: { context_length: number; agent: { max_turns: number } },
+  {
+    context_length,
+    agent: { max_turns, max_turn_tokens, observation_tokens, context_management },
+  }: { context_length: number; agent: AgentParameters },
 ): Estimate {
+  const later = context_management === 'none' ? 0 : (max_turns + 1) * (max_turn_tokens + observation_tokens);
   return {
     ...NOTHING,
     rollouts,
-    tokens_at_most: rollouts * context_length,
-    tool_calls_at_most: rollouts * agent.max_turns,
+    tokens_at_most: rollouts * (context_length + later),
+    tool_calls_at_most: rollouts * max_turns,
   };
 }
 

@@ -168,9 +168,7 @@ function* unexecutedSampling(experiment: Experiment): Unexecuted {
     ),
   ];
   for (const [path, agent] of agents) {
-    if (agent.context_management !== 'none') yield [path, `context_management ${agent.context_management}`];
     if (!agent.terminate_on_answer) yield [path, 'going on after an answer'];
-    if (agent.faults) yield [path, 'a faulty tool'];
   }
 }
 

@@ -18,13 +18,19 @@ export const Span = Type.Object(
     kind: Type.Union([Type.Literal('prompt'), Type.Literal('action'), Type.Literal('observation')]),
     start: Type.Integer(),
     end: Type.Integer(),
-    /** Tool called in an action, or that produced an observation; 'answer' for an answer turn; null when malformed. */
+    /** Tool called in an action, or that produced an observation; 'answer' and 'summary' for such turns; null when malformed. */
     tool: Type.Union([Type.String(), Type.Null()]),
     status: Type.Union([
       Type.Literal('ok'),
       Type.Literal('malformed'),
       Type.Literal('tool_error'),
       Type.Literal('forced'),
+      /** Asks for a summary, because the context is full. */
+      Type.Literal('summary'),
+      /** Declared faults of tools. */
+      Type.Literal('fault_empty'),
+      Type.Literal('fault_error'),
+      Type.Literal('fault_truncated'),
     ]),
     latency_ms: Type.Number(),
     cached: Type.Boolean(),
@@ -54,7 +60,12 @@ export type Sampling = Static<typeof Sampling>;
 export const Verdict = Type.Object({ correct: Type.Boolean(), reply: Type.String() }, { additionalProperties: false });
 export type Verdict = Static<typeof Verdict>;
 
-/** The canonical trajectory; one Parquet row (zstd). All arrays over tokens have the length of token_ids. */
+/**
+ * The canonical trajectory, or one branch of it; one Parquet row (zstd). All arrays over tokens have the length of
+ * token_ids. Branches of a trajectory are rows with one trajectory_id, in order, each a training sample; what the next
+ * one keeps of those before it is part of its prompt, so a sampled token has mask 1 in one row. Outcome, score, answer
+ * and termination are the trajectory's and stand in every row; spans, messages and reward.turns are the branch's own.
+ */
 export const Trajectory = Type.Object(
   {
     trajectory_id: Type.String(),

@@ -154,6 +154,13 @@ create table if not exists leases (
   expires_at timestamptz not null default now()
 );
 
+-- Who waits for an engine, in order of coming; who has not asked for a while no longer waits.
+create table if not exists engine_waiters (
+  holder text primary key,
+  since timestamptz not null default clock_timestamp(),
+  seen timestamptz not null default clock_timestamp()
+);
+
 -- Probe logprobs as first served for a checkpoint.
 create table if not exists probes (
   checkpoint_digest text not null,

@@ -75,6 +75,8 @@ interface Probe {
 
 const LEASE_MS = 120_000;
 const POLL_MS = 1_000;
+/** A waiter that has not asked for this long is gone: it keeps nobody from the engine. */
+const WAITER_MS = 10_000;
 const LOAD_ATTEMPTS = 3;
 /**
  * Mean distance per token, in nats, between the engine's logprobs of the probe and those computed in fp32. SmolLM2-135M
@@ -143,25 +145,48 @@ export class EnginePool {
   async #take(
     checkpoint: Checkpoint,
     holder: string,
-    { signal, onTokens, onWait }: AcquireOptions,
+    options: AcquireOptions,
   ): Promise<{ client: EngineClient; epoch: number; isNew: boolean }> {
     if (this.#clients.length === 0)
       throw new ExpError('ENGINE_MISSING', 'profile', 'it names no engine to sample from');
     const names = this.#clients.map(({ address }) => resourceOf(address));
     await this.#pool.query(`insert into leases (resource) select unnest($1::text[]) on conflict do nothing`, [names]);
+    try {
+      return await this.#waitForTurn(names, checkpoint, holder, options);
+    } finally {
+      await this.#pool
+        .query(`delete from engine_waiters where holder = $1 or seen < now() - interval '1 day'`, [holder])
+        .catch(() => {}); // it is forgotten soon
+    }
+  }
+
+  /** First come, first served: a free engine is for whoever has waited longest and still asks. */
+  async #waitForTurn(
+    names: readonly string[],
+    checkpoint: Checkpoint,
+    holder: string,
+    { signal, onTokens, onWait }: AcquireOptions,
+  ): Promise<{ client: EngineClient; epoch: number; isNew: boolean }> {
     for (;;) {
       signal?.throwIfAborted();
       // Its own engine first, then one that has the weights already.
       const { rows } = await this.#pool.query<LeaseRow & { is_new: boolean }>(
-        `with free as (
+        `with me as (
+           insert into engine_waiters as known (holder) values ($2)
+           on conflict (holder) do update set seen = clock_timestamp(),
+             since = case when known.seen < now() - $5 * interval '1 ms' then now() else known.since end
+           returning since),
+         free as (
            select resource, holder is distinct from $2 as is_new from leases
-           where resource = any($1) and (holder is null or holder = $2 or expires_at < now())
+           where resource = any($1) and (holder = $2 or (holder is null or expires_at < now()) and not exists (
+             select 1 from engine_waiters before, me where before.holder <> $2
+               and before.seen > now() - $5 * interval '1 ms' and (before.since, before.holder) < (me.since, $2)))
            order by holder = $2 desc nulls last, state ->> 'checkpoint' = $3 desc nulls last, resource
            limit 1 for update skip locked)
          update leases set epoch = epoch + is_new::int, holder = $2, expires_at = now() + $4 * interval '1 ms'
          from free where leases.resource = free.resource
          returning leases.resource, epoch, leases.holder, state, is_new`,
-        [names, holder, checkpoint.digest, this.#leaseMs],
+        [names, holder, checkpoint.digest, this.#leaseMs, WAITER_MS],
       );
       const [row] = rows;
       const client = this.#clients.find(({ address }) => resourceOf(address) === row?.resource);
@@ -212,8 +237,7 @@ export class EnginePool {
           const state = await this.#stateAt(resource, epoch);
           const isLoaded = info.boot !== stale && state.boot === info.boot && state.checkpoint === checkpoint.digest;
           if (isLoaded) return info.boot;
-          await this.#replaceWeights(client, info, { resource, epoch, state, checkpoint, directory }, call);
-          return info.boot;
+          return this.#replaceWeights(client, info, { resource, epoch, state, checkpoint, directory }, call);
         });
       } catch (error) {
         call.signal?.throwIfAborted();
@@ -233,14 +257,15 @@ export class EnginePool {
     }
   }
 
-  /** Give the engine the weights, and have it prove that it has them. */
+  /** Give the engine the weights, and have it prove that it has them. Returns its boot from then on. */
   async #replaceWeights(
     client: EngineClient,
     info: EngineInfo,
     { resource, epoch, state, checkpoint, directory }: Switch,
     call: CallOptions,
-  ): Promise<void> {
+  ): Promise<string> {
     const { address } = client;
+    const boot = address.admin ? client.bootAfterLoad(info.boot) : info.boot;
     await checkBase(address, info, checkpoint, directory);
     const probe = await readProbe(directory);
     if (address.admin) {
@@ -251,9 +276,9 @@ export class EnginePool {
         ...(state.boot === info.boot && state.model_dir !== undefined && { model_dir: state.model_dir }),
       };
       // Until the probe has answered, nobody may take the engine for loaded.
-      await this.#setState(resource, epoch, { boot: info.boot, replacing });
-      await client.loadWeights(directory, call);
-      const served = await client.probe(info.boot, probe.token_ids, call);
+      await this.#setState(resource, epoch, { boot, replacing });
+      await client.loadWeights(boot, directory, call);
+      const served = await client.probe(boot, probe.token_ids, call);
       checkExpected(address, checkpoint, served, probe);
       await checkReplaced(address, checkpoint, served, probe, replacing);
       await this.#checkRecorded(address, checkpoint, served);
@@ -262,7 +287,8 @@ export class EnginePool {
       checkExpected(address, checkpoint, served, probe);
       await this.#checkRecorded(address, checkpoint, served);
     }
-    await this.#setState(resource, epoch, { boot: info.boot, checkpoint: checkpoint.digest, model_dir: directory });
+    await this.#setState(resource, epoch, { boot, checkpoint: checkpoint.digest, model_dir: directory });
+    return boot;
   }
 
   /** An engine answers for a checkpoint as it did the first time. */
@@ -501,8 +527,9 @@ function meanDistance(a: readonly number[], b: readonly number[]): number {
   return a.reduce((sum, value, index) => sum + Math.abs(value - (b[index] ?? Number.NaN)), 0) / a.length;
 }
 
-function resourceOf({ name }: EngineAddress): string {
-  return `engine/${name}`;
+/** Several engines of a profile may be of one entry of its registry, and share the name. */
+function resourceOf({ name, url }: EngineAddress): string {
+  return `engine/${name} at ${url}`;
 }
 
 function leaseLost(resource: string): ExpError {

@@ -2,13 +2,12 @@ import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import type { EngineLease } from '../../activities/adapters/engine.ts';
-import type { TurnRecord } from '../../environments/deep-research/agent-loop.ts';
+import type { Branches, TurnRecord } from '../../environments/deep-research/agent-loop.ts';
 import type { Tokenizer, ToolName } from '../../environments/deep-research/prompt.ts';
 import type { World } from '../../environments/environment.ts';
 import type { Checkpoint } from '../../schemas/checkpoint.ts';
 import { ExitCode, ExpError } from '../../schemas/errors.ts';
 import type { Profile } from '../../schemas/profile.ts';
-import type { Trajectory } from '../../schemas/trajectory.ts';
 import { home, python, repoRoot } from '../../services/home.ts';
 import { actingNode, agentOf, findCheckpoint, findRunArm, type RunReference } from '../ask-reference.ts';
 import type { Command, CommandIo } from '../command.ts';
@@ -69,8 +68,8 @@ export const command: Command = {
         run,
         world: values.world,
       };
-      const trajectory = await ask(stack, profile, asked, values.json ? null : new LiveTrace(io), io);
-      if (values.json) io.out(JSON.stringify(toJson(trajectory)));
+      const branches = await ask(stack, profile, asked, values.json ? null : new LiveTrace(io), io);
+      if (values.json) io.out(JSON.stringify(toJson(branches)));
       return ExitCode.done;
     });
   },
@@ -94,7 +93,7 @@ async function ask(
   asked: Asked,
   trace: LiveTrace | null,
   io: CommandIo,
-): Promise<Trajectory> {
+): Promise<Branches> {
   const [{ EnginePool }, { MergedWeights }, { loadTokenizer }, { modelPath }, { default: pg }] = await Promise.all([
     import('../../activities/adapters/engine.ts'),
     import('../../activities/adapters/merged-weights.ts'),
@@ -153,11 +152,11 @@ interface Scene {
   signal: AbortSignal;
 }
 
-async function sample(asked: Asked, { world, lease, tokenizer, trace, signal }: Scene): Promise<Trajectory> {
+async function sample(asked: Asked, { world, lease, tokenizer, trace, signal }: Scene): Promise<Branches> {
   const { runTrajectory } = await import('../../environments/deep-research/agent-loop.ts');
   const { agent, contextLength } = agentOf(asked.run);
   const tools = agent.tools as ToolName[];
-  const trajectory = await runTrajectory({
+  const branches = await runTrajectory({
     trajectory_id: 'ask',
     group_id: 'ask',
     sample_index: 0,
@@ -184,13 +183,15 @@ async function sample(asked: Asked, { world, lease, tokenizer, trace, signal }: 
       searchResults: agent.search_results,
       contextLength,
     },
+    contextManagement: agent.context_management,
+    faults: agent.faults,
     sampling: { temperature: asked.temperature, top_p: 1, seed: asked.seed },
     reward: { outcome: 'exact_match', format_penalty: 0 },
     onTurn: async (record: TurnRecord) => trace?.turn(record, tokenizer, tools),
     signal,
   });
-  trace?.end(trajectory);
-  return trajectory;
+  trace?.end(branches);
+  return branches;
 }
 
 /** The named world, or the run's. */
@@ -229,8 +230,17 @@ async function openWorldOf(
   }
 }
 
-function toJson({ answer, termination, checkpoint, spans, token_ids, messages }: Trajectory) {
-  return { answer, termination, checkpoint, tokens: token_ids.length, spans, messages };
+/** Spans count within their branch; the question is said once. */
+function toJson(branches: Branches) {
+  const [{ answer, termination, checkpoint }] = branches;
+  return {
+    answer,
+    termination,
+    checkpoint,
+    tokens: branches.reduce((sum, { token_ids }) => sum + token_ids.length, 0),
+    spans: branches.flatMap(({ spans, branch }) => spans.map((span) => ({ branch, ...span }))),
+    messages: branches.flatMap(({ messages, branch }) => messages.slice(branch === 0 ? 0 : 1)),
+  };
 }
 
 function numberOf(option: string, text: string, least: number, most: number): number {

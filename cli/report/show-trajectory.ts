@@ -70,6 +70,7 @@ const lengthOf = ({ start, end }: Span): number => end - start;
 function turnsOf({ spans, messages, reward }: ShownRow, trained: Trained | null): ShownTurn[] {
   const rewards = trained?.rewards ?? reward.turns;
   const turns: ShownTurn[] = [];
+  let actions = 0;
   const said = spans.filter(({ kind }) => kind !== 'prompt');
   for (const [at, span] of said.entries()) {
     const content = messages[at + 1]?.content ?? '';
@@ -82,18 +83,25 @@ function turnsOf({ spans, messages, reward }: ShownRow, trained: Trained | null)
         tool: span.tool,
         status,
         latency_ms,
-        reward: rewards[turns.length] ?? null,
+        reward: rewards[actions] ?? null,
         advantage: trained === null ? null : meanAdvantage(trained.advantages, span),
         observation: null,
       });
+      actions += 1;
       continue;
     }
-    const turn = turns.at(-1);
-    if (turn === undefined) continue;
+    // A later branch begins with what the last action of the branch before it was told.
+    if (turns.length === 0) turns.push(actionElsewhere(span));
+    const turn = turns.at(-1) as ShownTurn;
     const { cached, denied } = span;
     turn.observation = { text: withoutMarkup(content), tokens: lengthOf(span), status, latency_ms, cached, denied };
   }
   return turns;
+}
+
+function actionElsewhere({ turn, tool }: Span): ShownTurn {
+  const nothing = { action_tokens: 0, latency_ms: 0, reward: null, advantage: null, observation: null };
+  return { ...nothing, turn, tool, status: 'ok', action: '(said in the branch before this one)' };
 }
 
 /** Over the tokens of an action, each of which has one. */

@@ -15,7 +15,11 @@ export interface Totals {
 const byOutcome = <T>(make: () => T): Record<Outcome, T> =>
   Object.fromEntries(OUTCOMES.map((outcome) => [outcome, make()])) as Record<Outcome, T>;
 
-export const tokensOf = ({ spans }: Pick<GradedRow, 'spans'>): number => spans.at(-1)?.end ?? 0;
+/** Each once: what a later branch repeats is its prompt. */
+export const tokensOf = ({ branch, spans }: Pick<GradedRow, 'branch' | 'spans'>): number =>
+  spans.reduce((sum, { kind, start, end }) => sum + (branch > 0 && kind === 'prompt' ? 0 : end - start), 0);
+/** A summary is no call of a tool, and neither is an answer. */
+const isCall = ({ tool }: Span): boolean => tool !== null && tool !== 'answer' && tool !== 'summary';
 export const actionsOf = ({ spans }: Pick<GradedRow, 'spans'>): Span[] => spans.filter(({ kind }) => kind === 'action');
 
 export class Tally {
@@ -33,23 +37,28 @@ export class Tally {
     };
   }
 
-  /** Samples without tools cost as others do, but say nothing of how tools are used. */
+  /**
+   * Samples without tools cost as others do, but say nothing of how tools are used. A trajectory counts with its first
+   * branch; tokens and actions count with the branch they are in.
+   */
   add(row: GradedRow, { hadTools }: { hadTools: boolean }): void {
     const actions = actionsOf(row);
-    this.totals.trajectories += 1;
+    if (row.branch === 0) this.totals.trajectories += 1;
     this.totals.tokens += tokensOf(row);
     this.totals.action_tokens += actions.reduce((sum, { start, end }) => sum + end - start, 0);
-    this.totals.tool_calls += actions.filter(({ tool }) => tool !== null && tool !== 'answer').length;
+    this.totals.tool_calls += actions.filter(isCall).length;
     if (hadTools) this.#use(row, actions);
   }
 
   #use(row: GradedRow, actions: readonly Span[]): void {
     const outcome = outcomeOf(row);
     const { outcomes, context, actions: called, terminations, context_length } = this.usage;
-    outcomes[outcome] += 1;
-    terminations[row.termination] = (terminations[row.termination] ?? 0) + 1;
-    const bin = Math.min(BINS - 1, Math.floor((BINS * tokensOf(row)) / context_length));
-    (context[outcome][bin] as number) += 1;
+    if (row.branch === 0) {
+      outcomes[outcome] += 1;
+      terminations[row.termination] = (terminations[row.termination] ?? 0) + 1;
+      const bin = Math.min(BINS - 1, Math.floor((BINS * tokensOf(row)) / context_length));
+      (context[outcome][bin] as number) += 1;
+    }
     for (const { tool } of actions) {
       const name = tool ?? 'malformed';
       called[outcome][name] = (called[outcome][name] ?? 0) + 1;

@@ -1,23 +1,18 @@
 /**
- * ReAct, token in and token out: one growing list of ids, to which sampled ids are appended as sampled and each
+ * ReAct, token in and token out: a growing list of ids, to which sampled ids are appended as sampled and each
  * observation is tokenised once. Nothing is tokenised again, so what is trained is what was sampled.
  *
- * Knows no engine and no journal: `sample` completes ids, `onTurn` makes a turn durable. Left out: context
- * management. A trajectory is one branch; a manager of context would start the next branch where `force` is now.
+ * Knows no engine and no journal: `sample` completes ids, `onTurn` makes a turn durable. What is done when the context
+ * is full is context.ts's business.
  */
 import { createHash } from 'node:crypto';
 import type { Task } from '../../schemas/task.ts';
-import type { FailureClass, Message, Span, Termination, Trajectory } from '../../schemas/trajectory.ts';
+import type { FailureClass, Span, Termination, Trajectory } from '../../schemas/trajectory.ts';
 import type { World } from '../environment.ts';
+import { type ContextManagement, Conversation, type Told } from './context.ts';
+import { drawFault, type FaultShares } from './faults.ts';
 import { type Action, parseAction } from './parse.ts';
-import {
-  actionPrefix,
-  renderForcedAnswer,
-  renderObservation,
-  renderPrompt,
-  type Tokenizer,
-  type ToolName,
-} from './prompt.ts';
+import { actionPrefix, isCut, renderPrompt, type Tokenizer, type ToolName } from './prompt.ts';
 import { type RewardRule, reward, type ScoredTurn, score } from './reward.ts';
 import { runTool } from './tools.ts';
 
@@ -41,14 +36,17 @@ export interface Completion {
 export type Sample = (ids: readonly number[], request: SampleRequest) => Promise<Completion>;
 
 export interface Limits {
-  /** Completions before the forced answer. */
+  /** Completions before the forced answer, summaries and all branches included. */
   maxTurns: number;
   maxTurnTokens: number;
   observationTokens: number;
   searchResults: number;
-  /** Of the whole sequence, the forced answer included. */
+  /** Of the whole sequence (one branch), the forced answer included. */
   contextLength: number;
 }
+
+/** What was appended after an action: an observation, or a message of ours in its place. */
+export type Observation = { token_ids: number[] } & Pick<Span, 'tool' | 'status' | 'latency_ms' | 'denied'>;
 
 /** One finished turn: the delta that, appended to what came before, is the trajectory. */
 export interface TurnRecord {
@@ -61,8 +59,12 @@ export interface TurnRecord {
   weight_version: string;
   /** In the reference answer before this turn, in nats; null or absent where it was not measured. */
   belief?: number | null;
-  /** What was appended after the action: an observation, the forced-answer message, or nothing. */
-  observation: ({ token_ids: number[] } & Pick<Span, 'tool' | 'status' | 'latency_ms' | 'denied'>) | null;
+  /** Null after the last turn. */
+  observation: Observation | null;
+  /** Where a new branch begins after this turn: its ids up to the observation, which follows there. */
+  branch?: { token_ids: number[] };
+  /** The observation that waits for the summary which the next turn writes. */
+  pending?: Observation;
   /** Set by the turn at which a limit was met (the forced turn follows), and by an answer. */
   termination: Exclude<Termination, 'failed'> | null;
 }
@@ -79,6 +81,9 @@ export interface TrajectoryInput {
   tokenizer: Tokenizer;
   tools: readonly ToolName[];
   limits: Limits;
+  contextManagement: ContextManagement;
+  /** Declared faults of tools; null for none. */
+  faults: FaultShares | null;
   sampling: { temperature: number; top_p: number; seed: number };
   reward: RewardRule;
   /** Measures the belief in the reference answer before a turn; null where none is wanted. */
@@ -103,13 +108,17 @@ export class RolloutFailure extends Error {
   }
 }
 
+/** The rows of one trajectory, in order: one, unless the context was managed. */
+export type Branches = [Trajectory, ...Trajectory[]];
+
 /**
  * Run one trajectory to its end. Malformed output is data; an outage of the engine or the world throws
  * RolloutFailure, after which a call with the turns recorded so far goes on with identical ids.
  */
-export async function runTrajectory(input: TrajectoryInput): Promise<Trajectory> {
-  const { tokenizer, limits, tools } = input;
-  const state = new Conversation(tokenizer, renderPrompt(tokenizer, { question: input.task.question, tools }), limits);
+export async function runTrajectory(input: TrajectoryInput): Promise<Branches> {
+  const { tokenizer, limits, tools, contextManagement: management } = input;
+  const prompt = renderPrompt(tokenizer, { question: input.task.question, tools });
+  const state = new Conversation({ tokenizer, prompt, limits, management });
   for (const record of input.resumeFrom ?? []) state.append(record);
 
   while (!state.isOver) {
@@ -126,99 +135,103 @@ export async function runTrajectory(input: TrajectoryInput): Promise<Trajectory>
   return assembleTrajectory(input, state.records, null);
 }
 
-/** The record a trajectory leaves; with a failure class, of one that could not be finished. */
+/** The rows a trajectory leaves; with a failure class, of one that could not be finished. */
 export function assembleTrajectory(
   input: TrajectoryInput,
   records: readonly TurnRecord[],
   failure: FailureClass | null,
-): Trajectory {
+): Branches {
   const { tokenizer, task, tools, sampling, checkpoint } = input;
-  const prompt = renderPrompt(tokenizer, { question: task.question, tools });
-  const token_ids = [...prompt];
-  const mask = prompt.map(() => 0);
-  const logprobs = prompt.map(() => 0);
-  const span = {
-    turn: 0,
-    tool: null,
-    status: 'ok',
-    latency_ms: 0,
-    cached: false,
-    denied: 0,
-    weight_version: '',
-  } as const;
-  const spans: Span[] = [{ ...span, kind: 'prompt', start: 0, end: prompt.length }];
-  const messages: Message[] = [{ role: 'user', content: task.question }];
-  const turns: ScoredTurn[] = [];
-
-  for (const record of records) {
-    const { turn, observation } = record;
-    const start = token_ids.length;
-    token_ids.push(...record.token_ids);
-    mask.push(...record.token_ids.map(() => 1));
-    logprobs.push(...record.logprobs);
-    const { tool, status, latency_ms, weight_version } = record;
-    spans.push({
-      ...span,
-      turn,
-      kind: 'action',
-      start,
-      end: token_ids.length,
-      tool,
-      status,
-      latency_ms,
-      weight_version,
-    });
-    messages.push({ role: 'assistant', content: displayed(tokenizer, record.token_ids) });
-    const observed = observation === null ? '' : displayed(tokenizer, observation.token_ids);
-    turns.push({ malformed: status === 'malformed', observation: observed });
-    if (observation === null) continue;
-
-    const observationStart = token_ids.length;
-    token_ids.push(...observation.token_ids);
-    mask.push(...observation.token_ids.map(() => 0));
-    logprobs.push(...observation.token_ids.map(() => 0));
-    spans.push({
-      ...span,
-      turn,
-      kind: 'observation',
-      start: observationStart,
-      end: token_ids.length,
-      tool: observation.tool,
-      status: observation.status,
-      latency_ms: observation.latency_ms,
-      denied: observation.denied,
-    });
-    messages.push({ role: 'tool', content: observed });
-  }
-
+  const branches = branchesOf(input, records);
+  const turns: ScoredTurn[] = records.map(({ status, observation }) => ({
+    malformed: status === 'malformed',
+    observation: observation === null ? '' : displayed(tokenizer, observation.token_ids),
+  }));
   const last = records.at(-1);
   const action = last === undefined ? undefined : readAction(tokenizer, last.token_ids, tools);
   const answer = action?.kind === 'answer' ? action.answer : null;
   const termination =
     failure === null ? (records.findLast((record) => record.termination !== null)?.termination ?? 'failed') : 'failed';
   const graded = score(answer, turns, task);
-  return {
+  const rewarded = reward(graded, turns, termination, input.reward);
+  const isMeasured = records.some(({ belief }) => belief !== undefined);
+  const beliefs = isMeasured ? records.map(({ belief }) => belief ?? null) : [];
+  const rows = branches.map(({ firstTurn, endTurn, ...own }, branch) => ({
     trajectory_id: input.trajectory_id,
     task_id: task.task_id,
     group_id: input.group_id,
     sample: input.sample_index,
-    branch: 0,
+    branch,
     checkpoint,
     sampling,
-    token_ids,
-    mask,
-    logprobs,
-    spans,
-    reward: reward(graded, turns, termination, input.reward),
+    ...own,
+    reward: { outcome: rewarded.outcome, turns: rewarded.turns.slice(firstTurn, endTurn) },
     score: graded,
     judge: null,
     advantages: [],
-    beliefs: records.some(({ belief }) => belief !== undefined) ? records.map(({ belief }) => belief ?? null) : [],
+    beliefs: beliefs.slice(firstTurn, endTurn),
     termination,
     failure_class: failure,
     answer: answer === null ? null : printable(answer),
-    messages,
+  }));
+  return rows as unknown as Branches;
+}
+
+/** What is a branch's own. */
+type Branch = Pick<Trajectory, 'token_ids' | 'mask' | 'logprobs' | 'spans' | 'messages'> & {
+  firstTurn: number;
+  endTurn: number;
+};
+
+const NO_SPAN = { tool: null, status: 'ok', latency_ms: 0, cached: false, denied: 0, weight_version: '' } as const;
+
+function branchesOf({ tokenizer, task, tools }: TrajectoryInput, records: readonly TurnRecord[]): Branch[] {
+  const begin = (prompt: readonly number[], firstTurn: number): Branch => {
+    const empty = { token_ids: [], mask: [], logprobs: [], spans: [], firstTurn, endTurn: firstTurn };
+    const branch: Branch = { ...empty, messages: [{ role: 'user', content: task.question }] };
+    extend(branch, prompt, null, { ...NO_SPAN, turn: firstTurn, kind: 'prompt' });
+    return branch;
   };
+  let growing = begin(renderPrompt(tokenizer, { question: task.question, tools }), 0);
+  const branches = [growing];
+  for (const { turn, token_ids, logprobs, tool, status, latency_ms, weight_version, ...after } of records) {
+    extend(growing, token_ids, logprobs, {
+      ...NO_SPAN,
+      turn,
+      kind: 'action',
+      tool,
+      status,
+      latency_ms,
+      weight_version,
+    });
+    growing.endTurn = turn + 1;
+    growing.messages.push({ role: 'assistant', content: displayed(tokenizer, token_ids) });
+    if (after.branch) {
+      growing = begin(after.branch.token_ids, turn + 1);
+      branches.push(growing);
+    }
+    if (after.observation === null) continue;
+    const { token_ids: observed, ...told } = after.observation;
+    extend(growing, observed, null, { ...NO_SPAN, turn, kind: 'observation', ...told });
+    growing.messages.push({ role: 'tool', content: displayed(tokenizer, observed) });
+  }
+  return branches;
+}
+
+/** Append ids to a branch; those with logprobs were sampled. */
+function extend(
+  branch: Branch,
+  ids: readonly number[],
+  logprobs: readonly number[] | null,
+  span: Omit<Span, 'start' | 'end'>,
+): void {
+  const start = branch.token_ids.length;
+  for (const [index, id] of ids.entries()) {
+    branch.token_ids.push(id);
+    branch.mask.push(logprobs === null ? 0 : 1);
+    branch.logprobs.push(logprobs?.[index] ?? 0);
+  }
+  branch.spans.push({ ...span, start, end: branch.token_ids.length });
 }
 
 /** Seed of one turn: a pure function of the trajectory's seed, so a repeated turn asks for the same thing. */
@@ -230,62 +243,6 @@ export function turnSeed(seed: number, turn: number): number {
 export function readAction(tokenizer: Tokenizer, ids: readonly number[], tools: readonly ToolName[]): Action {
   if (isCut(tokenizer, ids)) return { kind: 'malformed', reason: 'it was cut off at the limit of tokens' };
   return parseAction(actionPrefix(tokenizer) + tokenizer.decode(ids.slice(0, -1)), tools);
-}
-
-/** The growing list of ids, and what of it decides how to go on. */
-class Conversation {
-  readonly ids: number[];
-  readonly records: TurnRecord[] = [];
-  readonly #tokenizer: Tokenizer;
-  readonly #limits: Limits;
-  /** The longest forced-answer message and the turn it asks for. */
-  readonly #reserve: number;
-  #forced: Exclude<Termination, 'failed'> | null = null;
-  isOver = false;
-
-  constructor(tokenizer: Tokenizer, prompt: number[], limits: Limits) {
-    this.ids = [...prompt];
-    this.#tokenizer = tokenizer;
-    this.#limits = limits;
-    this.#reserve = renderForcedAnswer(tokenizer, { cut: true }).length + limits.maxTurnTokens;
-  }
-
-  get canSample(): boolean {
-    return this.ids.length + this.#limits.maxTurnTokens <= this.#limits.contextLength;
-  }
-
-  /** Whether no turn follows the next one, whatever it says. */
-  get nextIsLast(): boolean {
-    return this.#forced !== null || !this.#hasRoomAfter(0);
-  }
-
-  /** The limit that stands in the way of appending an observation and sampling on. */
-  limitBefore(
-    observation: readonly number[],
-    turn: number,
-    cutOff: boolean,
-    action: readonly number[],
-  ): 'max_turns' | 'context' | 'cutoff' | null {
-    if (turn + 1 >= this.#limits.maxTurns) return 'max_turns';
-    if (cutOff) return 'cutoff';
-    return this.#hasRoomAfter(action.length + observation.length) ? null : 'context';
-  }
-
-  append(record: TurnRecord): void {
-    this.isOver = record.observation === null;
-    this.#forced = record.termination;
-    this.ids.push(...record.token_ids, ...(record.observation?.token_ids ?? []));
-    this.records.push(record);
-  }
-
-  forcedAnswer(action: readonly number[]): number[] {
-    return renderForcedAnswer(this.#tokenizer, { cut: isCut(this.#tokenizer, action) });
-  }
-
-  /** A turn that is not the last needs room for itself and for the forced answer that may follow it. */
-  #hasRoomAfter(tokens: number): boolean {
-    return this.ids.length + tokens + this.#limits.maxTurnTokens + this.#reserve <= this.#limits.contextLength;
-  }
 }
 
 /** The belief before a turn is measured while the turn is sampled and its tool runs; both are in its record. */
@@ -309,89 +266,85 @@ async function takeTurn(input: TrajectoryInput, state: Conversation): Promise<Tu
     }),
   );
   const latency_ms = performance.now() - started;
-  const action = readAction(tokenizer, completion.token_ids, tools);
+  const { token_ids, logprobs, weight_version } = completion;
+  const action = readAction(tokenizer, token_ids, tools);
   const isLast = state.nextIsLast;
-  const isMalformed = action.kind === 'malformed' || (isLast && action.kind === 'tool_call');
+  const isSummary = state.pending !== null && action.kind !== 'answer';
+  const isMalformed = isSummary
+    ? isNoSummary(tokenizer, token_ids, action)
+    : action.kind === 'malformed' || (isLast && action.kind === 'tool_call');
   const record = {
     turn,
-    token_ids: completion.token_ids,
-    logprobs: completion.logprobs,
-    tool: isMalformed ? null : action.kind === 'answer' ? 'answer' : action.tool,
+    token_ids,
+    logprobs,
+    tool: isMalformed ? null : isSummary ? 'summary' : toolOf(action),
     status: isMalformed ? ('malformed' as const) : ('ok' as const),
     latency_ms,
-    weight_version: completion.weight_version,
+    weight_version,
   };
 
   const forcedBy = state.records.at(-1)?.termination ?? null;
   if (isLast)
     return { ...record, observation: null, termination: forcedBy ?? (action.kind === 'answer' ? 'answer' : 'context') };
   if (action.kind === 'answer') return { ...record, observation: null, termination: 'answer' };
-  return { ...record, ...(await observe(input, state, action, completion.token_ids, turn)) };
+  if (isSummary) return { ...record, ...state.afterSummary(token_ids, { isCutOff: input.isCutOff?.() ?? false }) };
+  return { ...record, ...(await observe(input, state, action, token_ids, turn)) };
 }
 
-/** Run the tool, and append what it said, or in its place the forced-answer message when a limit is met. */
+/** A summary may be written in any way, but it has to be whole, say something, and not be a call that nobody runs. */
+function isNoSummary(tokenizer: Tokenizer, ids: readonly number[], action: Action): boolean {
+  return action.kind === 'tool_call' || isCut(tokenizer, ids) || tokenizer.decode(ids.slice(0, -1)).trim() === '';
+}
+
+function toolOf(action: Action): string | null {
+  return action.kind === 'tool_call' ? action.tool : action.kind === 'answer' ? 'answer' : null;
+}
+
+/** Run the tool, and append what it said; make room for it, or put the forced-answer message in its place, at a limit. */
 async function observe(
   input: TrajectoryInput,
   state: Conversation,
   action: Exclude<Action, { kind: 'answer' }>,
   actionIds: readonly number[],
   turn: number,
-): Promise<Pick<TurnRecord, 'observation' | 'termination'>> {
-  const { tokenizer, limits, tools } = input;
-  const cutOff = input.isCutOff?.() ?? false;
+): Promise<Pick<TurnRecord, 'observation' | 'branch' | 'pending' | 'termination'>> {
   const force = (termination: Exclude<Termination, 'failed'>) => ({
-    observation: {
-      token_ids: state.forcedAnswer(actionIds),
-      tool: null,
-      status: 'forced' as const,
-      latency_ms: 0,
-      denied: 0,
-    },
+    observation: state.forcedAnswer(actionIds),
     termination,
   });
   // Nobody would read the observation: the tool is not even run.
-  const limit = state.limitBefore([], turn, cutOff, actionIds);
-  if (limit !== null) return force(limit);
+  const limit = state.limitAfter(actionIds, 0, { turn, isCutOff: input.isCutOff?.() ?? false });
+  if (limit !== null && (limit !== 'context' || state.makeRoom(actionIds, NOTHING, turn) === null)) return force(limit);
 
-  const cut = isCut(tokenizer, actionIds);
-  const { text, ...outcome } =
-    action.kind === 'malformed'
-      ? {
-          text: malformedText(action.reason, tools),
-          tool: null,
-          status: 'malformed' as const,
-          latency_ms: 0,
-          denied: 0,
-        }
-      : await orFailure('tool', input, () =>
-          runTool(input.world, action, {
-            tokenizer,
-            observationTokens: limits.observationTokens,
-            searchResults: limits.searchResults,
-            denyUrls: input.task.deny_urls,
-          }),
-        );
-  const token_ids = renderObservation(tokenizer, text, { cut });
-  const full = state.limitBefore(token_ids, turn, false, actionIds);
-  if (full !== null) return force(full);
-  return {
-    observation: {
-      token_ids,
-      tool: outcome.tool,
-      status: outcome.status,
-      latency_ms: outcome.latency_ms,
-      denied: outcome.denied,
-    },
-    termination: null,
-  };
+  const told = await tell(input, action, turn);
+  const observation = state.observe(actionIds, told);
+  const full = state.limitAfter(actionIds, observation.token_ids.length, { turn, isCutOff: false });
+  if (full === null) return { observation, termination: null };
+  const room = state.makeRoom(actionIds, told, turn);
+  return room === null ? force(full) : { ...room, termination: null };
+}
+
+const NOTHING: Told = { text: '', tool: null, status: 'ok', latency_ms: 0, denied: 0 };
+
+/** What an action is told in return. */
+async function tell(input: TrajectoryInput, action: Exclude<Action, { kind: 'answer' }>, turn: number): Promise<Told> {
+  const { tokenizer, limits, tools, faults, sampling } = input;
+  if (action.kind === 'malformed')
+    return { ...NOTHING, text: malformedText(action.reason, tools), status: 'malformed' };
+  const { text, tool, status, latency_ms, denied } = await orFailure('tool', input, () =>
+    runTool(input.world, action, {
+      tokenizer,
+      observationTokens: limits.observationTokens,
+      searchResults: limits.searchResults,
+      denyUrls: input.task.deny_urls,
+      fault: drawFault(faults, { tool: action.tool, seed: sampling.seed, turn }),
+    }),
+  );
+  return { text, tool, status, latency_ms, denied };
 }
 
 function malformedText(reason: string, tools: readonly ToolName[]): string {
   return `Your response was malformed: ${reason}. Write your thought in think tags, then ${tools.length === 0 ? '' : `one tool call (${tools.join(' or ')}) or `}one answer, and nothing else.`;
-}
-
-function isCut(tokenizer: Tokenizer, ids: readonly number[]): boolean {
-  return !tokenizer.stopIds.includes(ids.at(-1) ?? -1);
 }
 
 /** What is thrown while the whole is being cancelled is a cancellation, not a failure. */

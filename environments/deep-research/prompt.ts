@@ -52,6 +52,12 @@ export interface RenderedSpan {
 const TURN_END = '<|im_end|>';
 const END_OF_TEXT = '<|endoftext|>';
 const FORCED_ANSWER = 'Provide your final answer in <answer></answer> tags now.';
+/** In the place of an observation that was dropped. */
+const DROPPED = 'This result was removed to save space.';
+const SUMMARY_REQUEST = [
+  'Your context is full and will be cleared. Only the question, your summary and the result of your last call will stay.',
+  'Write the summary now, without a tool call: what you found and where (URLs), what is ruled out, what you called last and why, what is left to do.',
+].join('\n');
 
 /** As inclusionAI/DR-Venus and GuoqingWang1/IGPO have it: the belief in an answer is read after these very words. */
 const PSEUDO_PREFIX = "Now there's enough information to answer\n</think>\n<answer>\n";
@@ -155,6 +161,26 @@ export function renderPseudoAnswer(t: Tokenizer, answer: string): PseudoAnswer {
   const mask = ids.map((_, at) => ((ends[at] as number) > start && (ends[at - 1] ?? 0) < end ? 1 : 0));
   const length = mask.lastIndexOf(1) + 1;
   return { token_ids: ids.slice(0, length), mask: mask.slice(0, length) };
+}
+
+/** Takes the place of an observation that is dropped when the context is full. */
+export function renderDropped(t: Tokenizer, { cut = false } = {}): number[] {
+  return renderObservation(t, DROPPED, { cut });
+}
+
+/** Asks for the summary with which the next branch begins, in the place of the observation that was too much. */
+export function renderSummaryRequest(t: Tokenizer, { cut = false } = {}): number[] {
+  return t.encode(`${closing(cut)}\n<|im_start|>user\n${SUMMARY_REQUEST}${TURN_END}\n${generationPrompt(t)}`);
+}
+
+/** Ends a completion that was cut; what is rendered with `cut` begins with it. */
+export function renderClosing(t: Tokenizer): number[] {
+  return t.encode(closing(true));
+}
+
+/** Whether a completion ended without a stop token. */
+export function isCut(t: Tokenizer, ids: readonly number[]): boolean {
+  return !t.stopIds.includes(ids.at(-1) ?? -1);
 }
 
 /** An action somebody wrote down, as the policy would have sampled it: with the stop token at its end. */

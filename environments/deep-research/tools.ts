@@ -2,7 +2,8 @@
  * The two tools as the agent sees them: strict arguments in, compact text inside the observation's token budget
  * out. A wrong argument is an answer for the agent; an outage of the world throws.
  */
-import type { World } from '../environment.ts';
+import type { VisitResult, World } from '../environment.ts';
+import type { Fault } from './faults.ts';
 import { escapeText, type Tokenizer } from './prompt.ts';
 
 export interface ToolCall {
@@ -16,12 +17,14 @@ export interface ToolOptions {
   observationTokens: number;
   searchResults: number;
   denyUrls?: readonly string[];
+  /** What goes wrong with this call, where that is declared. */
+  fault?: Fault | null;
 }
 
 export interface ToolResult {
   /** Escaped; at most `observationTokens` long. */
   text: string;
-  status: 'ok' | 'tool_error';
+  status: 'ok' | 'tool_error' | `fault_${Fault}`;
   tool: string;
   /** Search: the results, best first. Visit: the pages that were read. */
   urls: string[];
@@ -76,6 +79,8 @@ export function problemOfCall({ tool, args }: ToolCall): string | undefined {
 }
 
 async function search(world: World, queries: string[], options: ToolOptions): Promise<Outcome> {
+  if (options.fault === 'error') return OUT_OF_ORDER;
+  if (options.fault === 'empty') return { text: 'No results.', status: 'fault_empty', urls: [], denied: 0 };
   const { results, denied } = await world.search(queries, { limit: options.searchResults, ...deny(options) });
   if (results.length === 0) return { text: 'No results.', status: 'ok', urls: [], denied };
 
@@ -91,6 +96,7 @@ async function search(world: World, queries: string[], options: ToolOptions): Pr
 }
 
 async function visit(world: World, urls: string[], goal: string, options: ToolOptions): Promise<Outcome> {
+  if (options.fault === 'error') return OUT_OF_ORDER;
   // Room for the heading of each page: its URL, a title of usual length, line ends.
   const headings = urls.reduce((sum, url) => sum + countTokens(options, url) + 20, 0);
   const pages = await world.visit(urls, goal, {
@@ -98,16 +104,34 @@ async function visit(world: World, urls: string[], goal: string, options: ToolOp
     countTokens: (text) => countTokens(options, text),
     ...deny(options),
   });
-  const text = pages.map((page) =>
-    page.status === 'ok' ? `${oneLine(page.title)}\n${page.url}\n${page.text}` : `${page.url}\n${page.message}`,
-  );
+  const text = pages
+    .map((page) => damaged(page, options.fault))
+    .map((page) =>
+      page.status === 'ok' ? `${oneLine(page.title)}\n${page.url}\n${page.text}` : `${page.url}\n${page.message}`,
+    );
   const read = pages.filter(({ status }) => status === 'ok');
   return {
     text: text.join('\n\n'),
-    status: read.length > 0 ? 'ok' : 'tool_error',
+    status: read.length === 0 ? 'tool_error' : options.fault ? `fault_${options.fault}` : 'ok',
     urls: read.map(({ url }) => url),
     denied: pages.filter(({ status }) => status === 'denied').length,
   };
+}
+
+/** What a service says that is out of order: declared, so it is an observation and no outage. */
+const OUT_OF_ORDER: Outcome = {
+  text: 'Error: the service did not answer.',
+  status: 'fault_error',
+  urls: [],
+  denied: 0,
+};
+
+/** An empty page keeps its heading; a truncated one keeps the first half of its text. */
+function damaged(page: VisitResult, fault: Fault | null | undefined): VisitResult {
+  if (page.status !== 'ok' || !fault) return page;
+  const characters = [...page.text];
+  const kept = fault === 'truncated' ? characters.slice(0, Math.ceil(characters.length / 2)) : [];
+  return { ...page, text: kept.join(''), truncated: true };
 }
 
 function unknownArguments(args: Record<string, unknown>, known: readonly string[]): string | undefined {

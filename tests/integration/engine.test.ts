@@ -184,6 +184,30 @@ describe('an engine lease', () => {
     await engines.release('b');
   });
 
+  test('is given to who has waited longest, and a waiter that is gone keeps nobody waiting', async () => {
+    await engines.acquire(base, 'a');
+    const order: string[] = [];
+    const wait = async (holder: string, signal?: AbortSignal) => {
+      await engines.acquire(base, holder, signal ? { signal } : {});
+      order.push(holder);
+      await engines.release(holder);
+    };
+    const leaving = new AbortController();
+    const gone = wait('gone', leaving.signal).catch(() => undefined);
+    await sleep(100);
+    const waiting = ['z', 'm', 'b'].map(async (holder, index) => {
+      await sleep(100 * index);
+      await wait(holder);
+    });
+    await sleep(2_000);
+    leaving.abort();
+    await gone;
+    await engines.release('a');
+    await Promise.all(waiting);
+    expect(order).toEqual(['z', 'm', 'b']);
+    expect((await pool.query('select 1 from engine_waiters')).rowCount).toBe(0);
+  });
+
   test('refuses what a superseded holder sampled', async () => {
     const stale = await engines.acquire(base, 'a');
     await pool.query(`update leases set expires_at = now() - interval '1 s' where holder = 'a'`);
@@ -362,7 +386,7 @@ describe('a batch of rollouts', () => {
     journal: new TurnJournal(pool),
     spend: new SpendLedger({ pool, plans: { load: async () => ({ spec: {} }) as Plan }, prices: FREE }),
     worlds: { open: async () => world },
-    judges: { open: async () => async (trajectory) => trajectory },
+    judges: { open: async () => async (rows) => rows },
     tokenizers: { load: async () => tokenizer },
     progress: async () => undefined,
     work: join(folder, 'work'),

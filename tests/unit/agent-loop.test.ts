@@ -3,7 +3,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import {
   type Limits,
   RolloutFailure,
-  runTrajectory,
+  runTrajectory as runBranches,
   type SampleRequest,
   type TrajectoryInput,
   type TurnRecord,
@@ -69,6 +69,13 @@ function scripted(actions: (string | number[])[]) {
   return { sample, asked };
 }
 
+/** Without context management a trajectory is one branch. */
+async function runTrajectory(trajectory: TrajectoryInput) {
+  const [only, ...others] = await runBranches(trajectory);
+  expect(others).toEqual([]);
+  return only;
+}
+
 function input(overrides: Partial<TrajectoryInput>): TrajectoryInput {
   return {
     trajectory_id: 'tr-1',
@@ -81,6 +88,8 @@ function input(overrides: Partial<TrajectoryInput>): TrajectoryInput {
     tokenizer: t,
     tools: ['search', 'visit'],
     limits,
+    contextManagement: 'none',
+    faults: null,
     sampling: { temperature: 1, top_p: 1, seed: 7 },
     reward: { outcome: 'exact_match', format_penalty: 1 },
     ...overrides,

@@ -41,9 +41,9 @@ describe('a bound', () => {
 });
 
 test('a batch takes at most every turn at its longest, and no more than the context holds', () => {
-  const agent = { tools: ['search', 'visit'], max_turns: 4, max_turn_tokens: 100 };
+  const agent = { tools: ['search', 'visit'], max_turns: 4, max_turn_tokens: 100, context_management: 'none' };
   expect(mostOf([{ context_length: 4096, agent }])).toEqual(amounts({ tokens: 500, tool_calls: 4 }));
-  const closedBook = { ...agent, tools: [], max_turns: 1 };
+  const closedBook = { ...agent, tools: [], context_management: 'none', max_turns: 1 };
   expect(
     mostOf([
       { context_length: 300, agent },

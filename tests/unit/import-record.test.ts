@@ -358,7 +358,7 @@ describe('a recorded trajectory of the agent loop, given as messages', () => {
 
   async function recorded(t: Tokenizer, actions: (string | number[])[]) {
     let turn = 0;
-    const trajectory = await runTrajectory({
+    const [trajectory] = await runTrajectory({
       trajectory_id: 'tr',
       group_id: 'g',
       sample_index: 0,
@@ -387,6 +387,8 @@ describe('a recorded trajectory of the agent loop, given as messages', () => {
       tokenizer: t,
       tools: ['search', 'visit'],
       limits,
+      contextManagement: 'none',
+      faults: null,
       sampling: { temperature: 1, top_p: 1, seed: 0 },
       reward: { outcome: 'exact_match', format_penalty: 0 },
     });

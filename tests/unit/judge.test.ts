@@ -61,18 +61,22 @@ async function judge(replies: readonly Reply[], retries: number, on_failure: 're
   const grade = await judges.open({ id: 'stage1' } as never);
   return {
     asked,
-    grade: (answer: string | null, exact_match = 0) =>
-      grade(
-        {
-          answer,
-          score: { exact_match },
-          reward: { outcome: exact_match, turns: [null] },
-          termination: 'answer',
-          judge: null,
-        } as unknown as Trajectory,
+    grade: async (answer: string | null, exact_match = 0) => {
+      const [graded] = await grade(
+        [
+          {
+            answer,
+            score: { exact_match },
+            reward: { outcome: exact_match, turns: [null] },
+            termination: 'answer',
+            judge: null,
+          } as unknown as Trajectory,
+        ],
         { question: 'Where?', answer: 'Paris', aliases: ['Lutetia'] } as never,
         AbortSignal.timeout(10_000),
-      ),
+      );
+      return graded;
+    },
   };
 }
 

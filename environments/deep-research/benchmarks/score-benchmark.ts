@@ -158,7 +158,10 @@ export class ToolUse {
     this.#actions += actions.length;
     this.#count(`termination/${sample.termination}`, 1);
     this.#count('turns', actions.length);
-    this.#count('tokens', sample.spans.at(-1)?.end ?? 0);
+    this.#count(
+      'tokens',
+      sample.spans.reduce((sum, { start, end }) => sum + end - start, 0),
+    );
     this.#count(
       'action_tokens',
       actions.reduce((sum, { start, end }) => sum + end - start, 0),
@@ -166,12 +169,14 @@ export class ToolUse {
     for (const action of actions) this.#countAction(action);
     for (const { kind, status, denied } of sample.spans) {
       if (kind === 'observation' && status === 'tool_error') this.#count('tool_errors', 1);
+      if (status.startsWith('fault_')) this.#count(`faults/${status.slice('fault_'.length)}`, 1);
       if (denied > 0) this.#count('denied_pages', denied);
     }
   }
 
   #countAction({ tool, status }: Span): void {
     if (status === 'malformed') this.#count('malformed', 1);
+    else if (tool === 'summary') this.#count('summaries', 1);
     else if (tool !== null && tool !== 'answer') this.#count(`calls/${tool}`, 1);
   }
 
