@@ -1,5 +1,4 @@
 /** From tasks to the trainer's batch by the product's own activities: rolloutBatch, then planRlStep. */
-import { copyFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MockActivityEnvironment } from '@temporalio/testing';
 import type pg from 'pg';
@@ -62,19 +61,21 @@ export async function sampleBatch(input: SampleInput) {
   }
   await engines.release(`rollouts/${name}`);
 
-  const path = join(folder, `${name}.parquet`);
+  let planned = '';
   const { planRlStep } = createPlanRlStepActivities({
     plans: { node: async () => ({ id: name, kind: 'rl', parameters: PARAMETERS(input), unkeyed: {} }) },
-    store: Object.assign(Object.create(store), {
-      putBlob: async (written: string) => copyFile(written, path).then(() => 'batch'),
-    }),
-    ledger: { plan: async () => undefined },
+    store,
+    ledger: {
+      plan: async (_key: string, _step: number, blob: string) => {
+        planned = blob;
+      },
+    },
     progress: { record: async () => undefined },
     work: join(folder, 'work'),
   } as unknown as Parameters<typeof createPlanRlStepActivities>[0]);
   const step = { node, step: 1, shards, checkpoint, last: true } as Parameters<typeof planRlStep>[0];
   await new MockActivityEnvironment().run(planRlStep, step);
-  return { path, specs, counts: await countsOf(store, shards) };
+  return { path: await store.openBlob(planned), specs, counts: await countsOf(store, shards) };
 }
 
 async function countsOf(store: ArtifactStore, shards: readonly RolloutShard[]) {
@@ -117,8 +118,8 @@ function specOf({ name, sampling, observationTokens }: SampleInput, task: Task, 
       deny_urls: 'none',
       faults: { search: { empty: 0.05 }, visit: { truncated: 0.1 } },
     },
-    // Two observations fit, a third does not.
-    context_length: 720,
+    // One observation fits, a second does not.
+    context_length: 690,
     sampling,
     cutoff: null,
     reward: { outcome: 'exact_match', format_penalty: 1, judge: null },
