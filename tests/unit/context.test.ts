@@ -308,7 +308,7 @@ async function trainingBatch(trajectories: readonly Branches[]) {
     const algorithm = { name: 'grpo', clip: { low: 0.2, high: 0.4, dual: null }, kl: null, loss: 'token_mean' };
     const parameters = {
       rollout: { group_size: 2, prompts_per_step: 1, temperature: 1, top_p: 1, max_staleness: 0, cutoff: null },
-      algorithm: { ...algorithm, importance: null, normalize_std: true, igpo: null },
+      algorithm: { ...algorithm, importance: null, normalize_std: true, overlong: null, igpo: null },
       optimizer: { minibatch: 1 },
       keep: null,
     };

@@ -87,6 +87,7 @@ function plansWith(beliefs: 'trainer' | 'engine'): PlanReader {
     algorithm,
     rollout: { group_size: 2, prompts_per_step: 2, temperature: 0.7, top_p: 1, max_staleness: 0, cutoff: null },
     optimizer: { minibatch: 1 },
+    keep: null,
     policy: { model: 'm' },
     reward: { format_penalty: 1 },
     context_length: 1000,
@@ -191,7 +192,7 @@ test('the trainer is asked before the turns that need it, and its answers reach 
   expect(recorded[0]).toMatchObject({
     'igpo/ig_active_ratio': 1,
     'rollout/groups': 2,
-    'rollout/groups_informative': 1,
+    'rollout/groups_trained': 1,
   });
 
   await expect(environment.run(planRlStep, input)).rejects.toThrow('BELIEFS: there is no belief before turn 0');
