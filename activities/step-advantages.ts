@@ -97,11 +97,13 @@ export function tokenAdvantages(
 ): number[] {
   const advantages = new Array<number>(length).fill(0);
   let first = 0;
+  let step = 0;
   for (const [at, turn] of placed.entries()) {
     if (turn.branch === branch)
       for (let token = turn.start; token < turn.end; token += 1) {
         const position = first + token - turn.start;
-        advantages[token] = steps?.findLast(([from]) => from <= position)?.[1] ?? (ofTurns[at] as number);
+        while (steps !== undefined && (steps[step + 1]?.[0] ?? Number.POSITIVE_INFINITY) <= position) step += 1;
+        advantages[token] = steps?.[step]?.[1] ?? (ofTurns[at] as number);
       }
     first += turn.tokens;
   }

@@ -90,14 +90,10 @@ export async function writeParquet(
 }
 
 /** Names of the columns of a file. */
-export async function columnsOf(path: string): Promise<string[]> {
-  const database = await openDuckDb();
-  try {
-    const connection = await database.connect();
-    return (await connection.run(`SELECT * FROM read_parquet(${quote(path)}) LIMIT 0`)).columnNames();
-  } finally {
-    database.closeSync();
-  }
+export function columnsOf(path: string): Promise<string[]> {
+  return withDuckDb(async (connection) =>
+    (await connection.run(`SELECT * FROM read_parquet(${quote(path)}) LIMIT 0`)).columnNames(),
+  );
 }
 
 /** Rows in file order, one at a time. Throws PARQUET when the file is no Parquet or a column is missing. */
@@ -160,10 +156,10 @@ function openDuckDb(): Promise<DuckDBInstance> {
   return DuckDBInstance.create(':memory:', { threads: '1' });
 }
 
-async function withDuckDb(work: (connection: DuckDBConnection) => Promise<unknown>): Promise<void> {
+async function withDuckDb<T>(work: (connection: DuckDBConnection) => Promise<T>): Promise<T> {
   const database = await openDuckDb();
   try {
-    await work(await database.connect());
+    return await work(await database.connect());
   } finally {
     database.closeSync();
   }
