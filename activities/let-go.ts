@@ -21,7 +21,7 @@ export async function letGo({ plans, store, ledger, progress }: LetGoDeps, ref: 
   const { parameters, unkeyed } = nodeOf('rl', await plans.node(ref));
   const { evaluate, health } = parameters;
   const { every = 1, keep = { last: 1 } } = unkeyed.checkpoint ?? {};
-  const best = keep.best ?? (health?.then === 'back_to_best' ? 1 : 0);
+  const best = keep.best ?? (health?.on_breach === 'back_to_best' ? 1 : 0);
   const curves = await progress.curves(ref.key, evaluate ? [evaluate.metric] : []);
   const measured = evaluate ? (curves.get(evaluate.metric) ?? new Map<number, number>()) : new Map<number, number>();
   const before = new Date();

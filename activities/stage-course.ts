@@ -37,9 +37,9 @@ export function nextMove(course: Course, standing: Standing): StageMove {
 
   const trouble = health && breach(health, curves, { step, since: pausedAt });
   if (health && trouble) {
-    const best = health.then === 'back_to_best' ? bestSteps(measured ?? new Map())[0] : undefined;
+    const best = health.on_breach === 'back_to_best' ? bestSteps(measured ?? new Map())[0] : undefined;
     if (best !== undefined) return { do: 'end', step: best, reason: 'health' };
-    const why = health.then === 'back_to_best' ? `${trouble}; no checkpoint was evaluated yet` : trouble;
+    const why = health.on_breach === 'back_to_best' ? `${trouble}; no checkpoint was evaluated yet` : trouble;
     return { do: 'pause', reason: why };
   }
   if (until.plateau && plateau(curves.get(until.plateau.metric) ?? new Map(), until.plateau, step))

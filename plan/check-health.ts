@@ -25,8 +25,8 @@ export function checkHealth({ experiment, report, reportKey }: Check): void {
       if (min !== undefined && max !== undefined && min > max)
         report('RANGE', at('limits', metric, 'min'), `nothing is healthy: min ${min} is more than max ${max}`);
     }
-    if (health.then === 'back_to_best' && evaluate === undefined)
-      report('REQUIRED', at('then'), `\`curriculum.${name}.evaluate\` is missing: what is best`);
+    if (health.on_breach === 'back_to_best' && evaluate === undefined)
+      report('REQUIRED', at('on_breach'), `\`curriculum.${name}.evaluate\` is missing: what is best`);
   }
 }
 

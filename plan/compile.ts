@@ -625,9 +625,9 @@ function beliefsOf({ algorithm, rollout, context_length }: StageOf<'rl'>): Unkey
   return { beliefs: algorithm.information_gain?.beliefs ?? (isForEngine ? 'engine' : 'trainer') };
 }
 
-function healthParameters({ limits, for: steps, then }: NonNullable<StageOf<'rl'>['health']>): HealthParameters {
+function healthParameters({ limits, for: steps, on_breach }: NonNullable<StageOf<'rl'>['health']>): HealthParameters {
   const bounds = Object.entries(limits).map(([name, { min, max }]) => [name, { min: min ?? null, max: max ?? null }]);
-  return { limits: Object.fromEntries(bounds) as HealthParameters['limits'], for: steps, then };
+  return { limits: Object.fromEntries(bounds) as HealthParameters['limits'], for: steps, on_breach };
 }
 
 /** Where the file is does not matter, only what is in it; what it must hold is checked, not hashed. */

@@ -700,7 +700,7 @@ const Health = object(
       description: 'Steps in a row that one metric must be beyond its bounds.',
       unit: 'steps',
     }),
-    then: words(['pause', 'back_to_best'], {
+    on_breach: words(['pause', 'back_to_best'], {
       default: 'pause',
       description:
         'Hold the run until `exp continue`, after which steps are counted anew; or end the stage with the best checkpoint by `evaluate`.',

@@ -81,7 +81,7 @@ export interface HealthParameters {
   limits: Record<string, { min: number | null; max: number | null }>;
   /** Steps in a row. */
   for: number;
-  then: 'pause' | 'back_to_best';
+  on_breach: 'pause' | 'back_to_best';
 }
 
 /** Kept tasks by the mean length of their trajectories. */

@@ -10,7 +10,7 @@ const SPECS = join(ROOT, 'tests/fixtures/specs/problems');
 const EXPECTED: Record<string, string[]> = {
   'bands-fall': ['RANGE 3:81'],
   base: [],
-  'best-of-nothing': ['REQUIRED 4:62'],
+  'best-of-nothing': ['REQUIRED 4:67'],
   'context-beyond-model': ['CONTEXT 4:21'],
   'context-too-small': ['CONTEXT 4:21'],
   'demonstrations-of-nothing': ['REF 18:29'], // in base.yaml, which it extends

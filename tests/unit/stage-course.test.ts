@@ -112,12 +112,12 @@ describe('what comes next', () => {
       [ENTROPY, curve({ 5: 0.01, 6: 0.01 })],
       [SCORE, curve({ 2: 0.5, 4: 0.6, 6: 0.1 })],
     ]);
-    const pause = { ...plain, evaluate, health: { limits, for: 2, then: 'pause' as const } };
+    const pause = { ...plain, evaluate, health: { limits, for: 2, on_breach: 'pause' as const } };
     const reason = 'train/entropy is 0.01, below 0.1, at step 6 and the 1 before';
     expect(nextMove(pause, standing(6, { curves }))).toEqual({ do: 'pause', reason });
     expect(nextMove(pause, standing(6, { curves, pausedAt: 6 }))).toEqual({ do: 'train' });
 
-    const back = { ...pause, health: { limits, for: 2, then: 'back_to_best' as const } };
+    const back = { ...pause, health: { limits, for: 2, on_breach: 'back_to_best' as const } };
     expect(nextMove(back, standing(6, { curves }))).toEqual({ do: 'end', step: 4, reason: 'health' });
     const unmeasured = new Map([[ENTROPY, curve({ 4: 0.01, 5: 0.01 })]]);
     expect(nextMove(back, standing(5, { curves: unmeasured }))).toMatchObject({ do: 'pause' });
