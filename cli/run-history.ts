@@ -49,6 +49,7 @@ const BOOKKEEPING = new Set([
   'finishRun',
   'resolveCheckpoint',
   'stagePlan',
+  'nextMove',
   'acquireEngine',
   'releaseEngine',
   'prepareRollouts',

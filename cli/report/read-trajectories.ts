@@ -116,8 +116,8 @@ function light(row: GradedRow, file: number, source: string): Light {
     outcome: OUTCOMES.indexOf(outcomeOf(row)),
     termination: row.termination,
     failure: row.failure_class,
-    // <key>/<step>[.<round>]/<group>/<sample>; demonstrations have no step.
-    step: Number.parseInt(/^[0-9a-f]{12}\/(\d+)(?:\.\d+)?\//.exec(row.trajectory_id)?.[1] ?? '0', 10),
+    // <key>/<step>[.<round>|.eval|.refresh]/<group>/<sample>; demonstrations have no step.
+    step: Number.parseInt(/^[0-9a-f]{12}\/(\d+)(?:\.\w+)?\//.exec(row.trajectory_id)?.[1] ?? '0', 10),
     turns: actionsOf(row).length,
     tokens: tokensOf(row),
     reward: row.reward.outcome,
