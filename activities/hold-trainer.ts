@@ -60,5 +60,5 @@ function machinesOf({ unkeyed }: PlanNode, cores: number): { gpus: number; cpus:
 }
 
 /** A worker that shuts down leaves the process to be adopted; a cancelled hold ends it. */
-const isAsked = (reason: unknown): boolean =>
+export const isAsked = (reason: unknown): boolean =>
   !String((reason as Error | undefined)?.message ?? reason).includes('SHUTDOWN');

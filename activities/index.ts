@@ -195,6 +195,12 @@ export interface StageActivities {
   refreshPool(input: { node: NodeRef; step: number; shards: RolloutShard[] }): Promise<void>;
   /** Write down that a pause for health was told, so that steps are counted anew when the run goes on. */
   noteHealthPause(input: { node: NodeRef; step: number }): Promise<void>;
+  /** Write what verl reads of the stage to the disk shared with its cluster; the steps at which its segments end. */
+  exportVerl(node: NodeRef): Promise<{ ends: number[] }>;
+  /** Let verl train up to step `until`: one job of Ray, submitted once, followed to its end, ended when cancelled. */
+  runVerlSegment(input: { node: NodeRef; segment: number; until: number }): Promise<void>;
+  /** Publish the checkpoint of `step` as the stage's. */
+  publishVerl(input: { node: NodeRef; step: number }): Promise<ArtifactRef>;
 }
 
 export interface StagePlan {
@@ -207,4 +213,6 @@ export interface StagePlan {
   looks: boolean;
   /** What measures beliefs, where the algorithm has any. */
   beliefs?: 'trainer' | 'engine';
+  /** Absent where the stage was planned before there was a choice. */
+  backend?: 'exp' | 'verl';
 }

@@ -69,6 +69,7 @@ export const createPrepareRolloutsActivities = (
       const { evaluate, health, refresh_every, until, rollout } = node.parameters;
       const { beliefs } = node.unkeyed;
       return {
+        backend: node.parameters.backend.name,
         ...stepsOf(node, tasks.length),
         refills: rollout.refills,
         looks: Boolean(evaluate || health || refresh_every || until.plateau),

@@ -23,3 +23,20 @@ export async function withPulse<T>(work: (moved: () => void) => Promise<T>): Pro
     clearInterval(timer);
   }
 }
+
+/** Files that are copied or hashed say nothing while they are: as long as it lasts, it counts as moving. */
+export async function whileStoring<T>(moved: () => void, work: () => Promise<T>): Promise<T> {
+  const timer = setInterval(() => {
+    try {
+      moved();
+    } catch {
+      clearInterval(timer); // cancelled: said below, once the file is whole
+    }
+  }, INTERVAL_MS);
+  try {
+    return await work();
+  } finally {
+    clearInterval(timer);
+    moved();
+  }
+}

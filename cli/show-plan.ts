@@ -1,6 +1,7 @@
 /** A plan for people and for programs: what runs, what is reused and why, and what it may cost at most. */
 import { type Cost, type Estimate, estimateNode, priceOf, totalOf } from '../plan/estimate.ts';
 import type { NodeAction } from '../plan/reuse.ts';
+import { withoutGuarantees } from '../plan/verl.ts';
 import type { Unkeyed } from '../schemas/node-parameters.ts';
 import type { Plan, PlanNode } from '../schemas/plan.ts';
 import type { Profile } from '../schemas/profile.ts';
@@ -32,6 +33,7 @@ export function planToJson({ run_key, name, arms }: Plan, actions: readonly Node
       reason: actions[index]?.reason,
       ...(actions[index]?.since && { since: actions[index].since }),
       estimate: pricedNode(node, nodes, profile),
+      without: withoutGuarantees(node),
     })),
     total: { ...totalToRun(arms, actions, profile), currency: profile.prices.currency },
   };
@@ -86,7 +88,16 @@ export function showPlan(
     several ? [...cells, armsText(users, arms.length)] : cells,
   );
   for (const line of renderTable(detectTerminal(io), columns, table)) io.out(line);
+  for (const line of withoutText(arms)) io.out(line);
   if (running > 0) io.out(totalText(totalToRun(arms, actions, profile), profile));
+}
+
+/** What no promise covers, by node: said before it is run. */
+function withoutText(arms: Plan['arms']): string[] {
+  const nodes = new Map(arms.flatMap((arm) => arm.nodes.map((node) => [node.id, withoutGuarantees(node)] as const)));
+  return [...nodes].flatMap(([id, without]) =>
+    without.length === 0 ? [] : [`${id} runs on verl, without`, ...without.map((promise) => `  ${promise}`)],
+  );
 }
 
 /** The longest way to a node from one that reads nothing. */

@@ -7,6 +7,7 @@ import {
   type AdapterParameters,
   type AgentParameters,
   type AlgorithmParameters,
+  type BackendParameters,
   type BenchmarkParameters,
   type CorpusParameters,
   type HealthParameters,
@@ -469,6 +470,7 @@ class Compiler {
         ]),
       ],
       parameters: {
+        backend: backendParameters(stage.backend, this.#spec.policy.engine),
         algorithm: algorithmParameters(stage, reference),
         rollout: { ...rollout, cutoff: rollout.cutoff ?? null },
         optimizer: { ...optimizer, minibatch: optimizer.minibatch ?? rollout.prompts_per_step },
@@ -628,6 +630,13 @@ function beliefsOf({ algorithm, rollout, context_length }: StageOf<'rl'>): Unkey
 function healthParameters({ limits, for: steps, on_breach }: NonNullable<StageOf<'rl'>['health']>): HealthParameters {
   const bounds = Object.entries(limits).map(([name, { min, max }]) => [name, { min: min ?? null, max: max ?? null }]);
   return { limits: Object.fromEntries(bounds) as HealthParameters['limits'], for: steps, on_breach };
+}
+
+/** Another verl reads other settings and trains otherwise: raised together with what the stage's activities write for it. */
+const VERL_VERSION = '0.9.1';
+
+function backendParameters(name: StageOf<'rl'>['backend'], engine: Experiment['policy']['engine']): BackendParameters {
+  return name === 'verl' ? { name, version: VERL_VERSION, engine } : { name };
 }
 
 /** Where the file is does not matter, only what is in it; what it must hold is checked, not hashed. */

@@ -4,6 +4,7 @@ import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
 import type { DatasetEntry, Profile } from '../schemas/profile.ts';
 import { digestOfModel, isMissing, lookUp } from './profile.ts';
 import { agentOf, allProtocols, benchmarkAgent, benchmarkContext, datasetOf } from './stages.ts';
+import { hasVerl, runsOnVerl, unexecutedByVerl } from './verl.ts';
 
 export interface ResolvedNames {
   policy: { model: string; sha256: string; context_length: number | null };
@@ -101,7 +102,10 @@ function missingCapabilities(experiment: Experiment, profile: Profile): string[]
     );
   if (!Object.values(registries.engines).some(({ kind }) => kind === policy.engine))
     lack('policy.engine', `${policy.engine} engine`);
-  for (const [name, { resources }] of Object.entries(experiment.curriculum)) {
+  for (const [name, stage] of Object.entries(experiment.curriculum)) {
+    const { resources } = stage;
+    if (runsOnVerl(stage) && !hasVerl(profile))
+      lack(`curriculum.${name}.backend`, 'Ray cluster with verl (`ray`, and `verl` among `capabilities.trainers`)');
     if (resources && resources.gpu > capabilities.gpus)
       lack(`curriculum.${name}.resources.gpu`, `${resources.gpu} GPUs (it has ${capabilities.gpus})`);
     if (resources && resources.nodes > capabilities.nodes)
@@ -172,9 +176,14 @@ function* unexecutedSampling(experiment: Experiment): Unexecuted {
   }
 }
 
-function* unexecutedLearning({ curriculum }: Experiment): Unexecuted {
+function* unexecutedLearning(experiment: Experiment): Unexecuted {
+  const { curriculum } = experiment;
   for (const [name, stage] of Object.entries(curriculum)) {
     const path = `curriculum.${name}`;
+    if (runsOnVerl(stage)) {
+      yield* unexecutedByVerl(experiment, name, stage);
+      continue;
+    }
     if ((stage.resources?.gpu ?? 0) > 0) yield [`${path}.resources.gpu`, 'training on GPUs'];
     if (stage.kind !== 'rl') continue;
     const { rollout } = stage;

@@ -923,6 +923,11 @@ const Kl = object({
 const RlStage = object({
   kind: Type.Literal('rl', { description: "Reinforcement learning from the agent's own trajectories." }),
   ...stageFields,
+  backend: words(['exp', 'verl'], {
+    default: 'exp',
+    description:
+      'What samples and trains: `exp`, or verl on the Ray cluster of the profile, without turn journal and step ledger.',
+  }),
   difficulty: Type.Optional(RlDifficulty),
   algorithm: object(
     {

@@ -248,7 +248,11 @@ export interface AlgorithmParameters {
   igpo: IgpoSettings | null;
 }
 
+/** What samples and trains an rl stage. Of verl, the version and the engine it samples with decide the result too. */
+export type BackendParameters = { name: 'exp' } | { name: 'verl'; version: string; engine: 'vllm' | 'sglang' };
+
 export interface RlParameters {
+  backend: BackendParameters;
   algorithm: AlgorithmParameters;
   rollout: {
     group_size: number;

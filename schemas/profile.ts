@@ -132,6 +132,31 @@ const located = {
   licence: Type.String({ description: 'SPDX identifier where there is one.' }),
 };
 
+/** The Ray cluster that stages with `backend: verl` are handed to. */
+export const RayCluster = Type.Object(
+  {
+    address: Type.String({ description: 'URL of the dashboard, which has the job API, such as http://head:8265.' }),
+    token: Type.Optional(Secret),
+    shared_dir: Type.String({
+      pattern: '^/',
+      description: 'Folder that the workers of exp and every machine of the cluster see under this path.',
+    }),
+    command: Type.Array(Type.String({ minLength: 1 }), {
+      minItems: 1,
+      description: 'What starts verl there, such as [python3, -m, verl.trainer.main_ppo]; settings follow it.',
+    }),
+    tool_server: Type.Object(
+      {
+        listen: Type.String({ description: 'Address of this machine on which the cluster may ask for tools.' }),
+        port: Type.Integer({ minimum: 0, maximum: 65_535, description: '0 for one that is free.' }),
+      },
+      { ...closed, description: 'Where a worker of exp serves the tools of a stage while verl trains it.' },
+    ),
+  },
+  { ...closed, description: 'The Ray cluster that stages with `backend: verl` are handed to.' },
+);
+export type RayCluster = Static<typeof RayCluster>;
+
 export const DatasetEntry = Type.Object(
   {
     ...located,
@@ -226,6 +251,7 @@ export const Profile = Type.Object(
       { description: 'How a trainer process is started.' },
     ),
     launcher: Type.String({ description: 'Which launcher stages use.' }),
+    ray: Type.Optional(RayCluster),
     prices: Type.Object(
       {
         currency: Type.String(),

@@ -24,6 +24,9 @@ import { createRolloutActivities } from '../activities/rollout-batch.ts';
 import { createRunNodesActivities } from '../activities/run-nodes.ts';
 import { createTrackingActivities } from '../activities/tracking.ts';
 import { createTrainStageActivities } from '../activities/train-stage.ts';
+import { createVerlExportActivities } from '../activities/verl-export.ts';
+import { createVerlPublishActivities } from '../activities/verl-publish.ts';
+import { createVerlSegmentActivities } from '../activities/verl-segment.ts';
 import { createReportActivities } from '../activities/write-report.ts';
 import type { Dependencies } from './dependencies.ts';
 
@@ -64,6 +67,9 @@ function cpuActivities(deps: Dependencies): CpuActivities & StageActivities {
     ...createEvaluateStageActivities(deps),
     ...createRefreshPoolActivities(deps),
     ...createNextMoveActivities(deps),
+    ...createVerlExportActivities(deps),
+    ...createVerlSegmentActivities(deps),
+    ...createVerlPublishActivities(deps),
     ...createTrackingActivities(deps),
   };
 }

@@ -12,6 +12,7 @@ import { Mlflow } from '../activities/adapters/mlflow.ts';
 import { createMlflowDelivery, REFUSED_CODES } from '../activities/adapters/mlflow-delivery.ts';
 import { Outbox } from '../activities/adapters/outbox.ts';
 import { PoolLedger } from '../activities/adapters/pool-ledger.ts';
+import { RayJobs } from '../activities/adapters/ray-jobs.ts';
 import { SpendLedger } from '../activities/adapters/spend-ledger.ts';
 import { StepLedger } from '../activities/adapters/step-ledger.ts';
 import { TrainerHost } from '../activities/adapters/trainer-host.ts';
@@ -22,10 +23,12 @@ import { PlanReader } from '../activities/plan-reader.ts';
 import { createLiveTracking } from '../activities/tracking.ts';
 import type { TrainStageDeps } from '../activities/train-stage.ts';
 import { verifyLive } from '../activities/verify-live.ts';
+import type { Ray } from '../activities/verl-folder.ts';
 import { Embedders, Tokenizers, Worlds } from '../activities/worlds.ts';
 import { connectMilvus } from '../environments/world/milvus.ts';
 import { loadProfile } from '../plan/profile.ts';
 import type { ArtifactRef } from '../schemas/artifact.ts';
+import type { Profile } from '../schemas/profile.ts';
 import { connections, resolveSecret, temporalOptions } from '../services/connections.ts';
 import { home, python, repoRoot } from '../services/home.ts';
 import { modelPath } from '../services/programs.ts';
@@ -80,6 +83,9 @@ export async function openDependencies() {
     namespace,
     verifyLive: (artifact: ArtifactRef) => verifyLive({ pool, store, milvus }, artifact),
     modelDir,
+    packageDir,
+    servingDtype: profile.serving_dtype,
+    ray: openRay(profile),
     // As many as the engine: the one that does not work sleeps, and both at once lose little (docs/decisions/0008).
     trainer: {
       threads: availableParallelism(),
@@ -132,6 +138,14 @@ export async function openDependencies() {
       await pool.end();
     },
   };
+}
+
+/** Null where the profile has no Ray cluster. */
+function openRay(profile: Profile): Ray | null {
+  const { ray: cluster } = profile;
+  if (cluster === undefined) return null;
+  const token = cluster.token && resolveSecret(cluster.token, `profile ${profile.name}: ray.token`);
+  return { cluster, jobs: new RayJobs({ address: cluster.address, ...(token !== undefined && { token }) }) };
 }
 
 export type Dependencies = Awaited<ReturnType<typeof openDependencies>>;

@@ -6,6 +6,7 @@ import { listenForPause, stopForHealth, stopIfPaused } from './pausing.ts';
 import { optimizerStep } from './rl-step.ts';
 import { samplingWithin } from './stage-sampling.ts';
 import { withTrainer } from './trainer-hold.ts';
+import { verlStage } from './verl-stage.ts';
 
 /** Leave room below the 10,000 events a history may have. */
 const MAX_EVENTS = 8_000;
@@ -23,6 +24,7 @@ export interface RlStageInput {
 export async function rl_stage({ node, paused }: RlStageInput): Promise<ArtifactRef> {
   const hold = listenForPause(paused);
   const plan = await cpu.stagePlan(node);
+  if (plan.backend === 'verl') return verlStage(node, hold);
   const artifact = await withTrainer(node, async (trainer) => {
     const { activities, epoch } = trainer;
     let { step, checkpoint } = await activities.openTrainer({ node, epoch });

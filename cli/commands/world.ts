@@ -14,8 +14,8 @@ type Verb = (argv: string[], io: CommandIo) => Promise<number>;
 
 export const command: Command = {
   name: 'world',
-  summary: 'Build, search, visit and evaluate a world of pages.',
-  usage: 'world build | search | visit | eval  [options]',
+  summary: 'Build, search, visit, serve and evaluate a world of pages.',
+  usage: 'world build | search | visit | serve | eval  [options]',
   help: [
     'world build --source KIND:PATH [--source …] --name N [--precision fp32|int8] [--embedder NAME]',
     '            [--chunk-tokens 200] [--chunk-overlap 40] [--limit-pages N] [--limit-chunks N]',
@@ -23,12 +23,14 @@ export const command: Command = {
     '            KIND is jsonl, parquet, html, markdown or installed_packages; PATH a file, a folder or a glob',
     'world search N "query" ["query" …] [--limit 10] [--mode fused|dense|bm25] [--json]',
     'world visit N URL [URL …] [--goal TEXT] [--tokens 1000] [--json]',
+    'world serve N [--host 127.0.0.1] [--port 8080] [--json]',
+    '            POST /search {query: [..]} and POST /visit {url: [..], goal}, until Ctrl-C; nobody is asked who he is',
     'world eval N --queries FILE [--qrels FILE] [--json]',
     '            queries and qrels as in BEIR; or questions with gold_doc_ids, which need no qrels',
     'all: [--profile P]',
   ].join('\n'),
   async run(argv, io) {
-    const verbs: Record<string, Verb> = { build, search, visit, eval: evaluate };
+    const verbs: Record<string, Verb> = { build, search, visit, serve, eval: evaluate };
     const [name, ...rest] = argv;
     const verb = name === undefined ? undefined : verbs[name];
     if (!verb) throw new ExpError('USAGE', 'exp world', `say one of: ${Object.keys(verbs).join(', ')}`);
@@ -246,6 +248,36 @@ async function visit(argv: string[], io: CommandIo): Promise<number> {
       else io.err(`${oneLine(page.url)}: ${page.status}: ${page.message}`);
     }
     return pages.every(({ status }) => status === 'ok') ? 0 : 1;
+  });
+}
+
+/** The world for trainers and clients of other systems, as they ask for it, until the command is ended. */
+async function serve(argv: string[], io: CommandIo): Promise<number> {
+  const { values, positionals } = parseArgs({
+    args: argv,
+    allowPositionals: true,
+    options: {
+      host: { type: 'string', default: '127.0.0.1' },
+      port: { type: 'string', default: '8080' },
+      profile: { type: 'string' },
+      json: { type: 'boolean', default: false },
+    },
+  });
+  const [name, ...others] = positionals;
+  if (name === undefined || others.length > 0) throw new ExpError('USAGE', 'exp world serve', 'needs one world');
+  const port = integer('--port', values.port, 0, 65_535);
+  const [{ serveJson }, { worldRoutes }] = await Promise.all([
+    import('../../environments/world/json-server.ts'),
+    import('../../environments/world/serve-world.ts'),
+  ]);
+  return withWorld(values.profile, name, async ({ world, countTokens }) => {
+    const routes = worldRoutes({ world, countTokens, searchResults: 10, visitTokens: 1000 });
+    const server = await serveJson(routes, { host: values.host, port });
+    const url = `http://${values.host}:${server.port}`;
+    io.out(values.json ? JSON.stringify({ world: name, url }) : `${name} at ${url}: POST /search, POST /visit`);
+    await new Promise((resolve) => io.signal.addEventListener('abort', resolve, { once: true }));
+    await server.close();
+    return ExitCode.done;
   });
 }
 

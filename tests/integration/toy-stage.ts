@@ -222,6 +222,7 @@ export async function startStageWorker(stack: Stack, toy: ToyStage): Promise<Sta
     merged: { path: () => work, dtype: 'float32' } as never,
     trainer: { threads: 1, micro_batch_tokens: 1024 },
     modelDir: () => work,
+    tokenizers: {} as never,
     verifyLive: async () => true,
     taskQueue: 'exp-gpu@toy',
   };
@@ -324,6 +325,8 @@ function trajectoryOf(
     ],
     reward: { outcome: right ? 1 : 0, turns: [] },
     score: { exact_match: right ? 1 : 0, f1: right ? 1 : 0, format_valid: true, answer_in_observation: false },
+    judge: null,
+    beliefs: [],
     advantages: [],
     termination: 'answer',
     failure_class: null,
