@@ -8,6 +8,7 @@ as fast for a 64-wide model, 1.1 to 1.8 times for a 256-wide one. So there is no
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .errors import TrainerError
+from .ulysses import RowPart, attend_across
 
 PACKED_ATTENTION = "packed_sdpa"
 
@@ -48,9 +50,17 @@ def _packed_attention(
     *,
     length_S: tuple[int, ...] | None = None,
     sliding_window: int | None = None,
+    row_part: RowPart | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence, [B, T, H, D]; without `length_S` it is transformers' own SDPA."""
+    """Causal attention within each sequence, [B, T, H, D]; without `length_S` it is transformers' own SDPA.
+
+    With `row_part`, queries, keys and values are those of a part of the row's tokens.
+    """
+    if row_part is not None:
+        given = {"attention_mask": None, "length_S": length_S, "sliding_window": sliding_window, **kwargs}
+        whole_row = partial(_packed_attention, **given)
+        return attend_across(whole_row, row_part, module, query_BHTD, key_BHTD, value_BHTD)
     if length_S is None:
         return sdpa_attention_forward(module, query_BHTD, key_BHTD, value_BHTD, attention_mask, **kwargs)
     if sliding_window is not None and max(length_S) > sliding_window:

@@ -8,6 +8,7 @@ it, and the cache is cut back. So a trajectory costs one forward and a few token
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def measure_batch(policy: Policy, params: Mapping[str, Any], progress: Progress)
     queries = read_queries(Path(params["batch"]), policy.head_VH.shape[0])
     temperature = float(params["temperature"])
     _require(temperature > 0, "temperature must be above 0")
-    beliefs = [measure_beliefs(policy, query, temperature, progress) for query in queries]
-    write_beliefs(Path(params["out"]), queries, beliefs)
+    beliefs = _share_out(policy, queries, temperature, progress)
+    if policy.mesh.ranks.rank == 0:
+        write_beliefs(Path(params["out"]), queries, beliefs)
     return {"sequences": len(queries), "beliefs": sum(map(len, beliefs))}
 
 
@@ -89,6 +91,36 @@ def write_beliefs(path: Path, queries: Sequence[BeliefQuery], beliefs: Sequence[
 
 
 @torch.no_grad()
+def _share_out(
+    policy: Policy, queries: Sequence[BeliefQuery], temperature: float, progress: Progress
+) -> list[list[float]]:
+    """The beliefs of all queries; of several ranks, each measures some.
+
+    They gather the weights together, so who is done goes on computing one token until the last is.
+    """
+    ranks = policy.mesh.ranks
+    order = sorted(range(len(queries)), key=lambda index: -_forwards(queries[index]))
+    mine = order[ranks.rank :: ranks.size]
+    found = {index: measure_beliefs(policy, queries[index], temperature, progress) for index in mine}
+    done = sum(_forwards(queries[index]) for index in mine)
+    for _ in range(max(ranks.of_all(done)) - done):
+        _extend(policy, torch.zeros(1, dtype=torch.int64), DynamicCache())
+    found = policy.mesh.union(found)
+    return [found[index] for index in range(len(queries))]
+
+
+def _forwards(query: BeliefQuery) -> int:
+    """How often the model is called for a query."""
+    ends = [0, *(boundary - 1 for boundary in query.boundary_K)]
+    chunks = (-(-(end - start) // CHUNK_TOKENS) for start, end in pairwise(ends))
+    return sum(chunks) + len(query.boundary_K)
+
+
+def _extend(policy: Policy, token_ids_T: torch.Tensor, cache: DynamicCache) -> None:
+    policy.gathered(lambda: policy.cached_hidden_states(token_ids_T, cache))
+
+
+@torch.no_grad()
 def measure_beliefs(policy: Policy, query: BeliefQuery, temperature: float, progress: Progress) -> list[float]:
     """Mean log-probability of the reference answer at each boundary, logits divided by the temperature."""
     token_ids_T = torch.from_numpy(query.token_ids_T)
@@ -99,7 +131,7 @@ def measure_beliefs(policy: Policy, query: BeliefQuery, temperature: float, prog
         # The last token of the context is left to the forward of the suffix: its hidden state predicts the first.
         while computed < boundary - 1:
             end = min(computed + CHUNK_TOKENS, boundary - 1)
-            policy.cached_hidden_states(token_ids_T[computed:end], cache)
+            _extend(policy, token_ids_T[computed:end], cache)
             computed = end
             progress.tick()
         beliefs.append(_belief(policy, int(query.token_ids_T[boundary - 1]), query, cache, temperature))
@@ -112,12 +144,15 @@ def _belief(policy: Policy, last_id: int, query: BeliefQuery, cache: DynamicCach
     """Forward [last context token, suffix] on the cached context; nothing after the answer's last token is computed."""
     length = int(np.flatnonzero(query.suffix_mask_R)[-1]) + 1
     suffix_ids_R = torch.from_numpy(query.suffix_ids_R[:length])
-    hidden_RH = policy.cached_hidden_states(torch.cat([torch.tensor([last_id]), suffix_ids_R[:-1]]), cache)
-    marked_R = torch.from_numpy(query.suffix_mask_R[:length]).to(hidden_RH.device)
-    hidden_NH, target_N = hidden_RH[marked_R], suffix_ids_R.to(hidden_RH.device)[marked_R]
-    temperature_N = torch.full((len(target_N),), temperature, device=hidden_RH.device)
-    logp_N, _ = token_logprobs(hidden_NH, policy.head_VH, target_N, temperature_N)
-    return logp_N.double().mean().item()
+    marked_R = torch.from_numpy(query.suffix_mask_R[:length]).to(policy.device)
+    target_N = suffix_ids_R.to(policy.device)[marked_R]
+    temperature_N = torch.full((len(target_N),), temperature, device=policy.device)
+
+    def answer_logprobs() -> torch.Tensor:
+        hidden_RH = policy.cached_hidden_states(torch.cat([torch.tensor([last_id]), suffix_ids_R[:-1]]), cache)
+        return token_logprobs(hidden_RH[marked_R], policy.head_VH, target_N, temperature_N)[0]
+
+    return policy.gathered(answer_logprobs).double().mean().item()
 
 
 def _require(holds: bool, message: str) -> None:

@@ -5,19 +5,21 @@ Leaves out: the state of the schedule and of random numbers. Both follow from th
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import safe_open
 
 from .chain import LORA_METADATA, PEFT_PREFIX
 from .errors import TrainerError
 from .files import replace_directory
 from .optimizer import load_optimizer_tensors, optimizer_tensors
 from .policy import AdapterSpec, Policy
+from .sharding import cut_like
+from .tensor_file import write_tensors
 
 WEIGHTS = {True: "adapter.safetensors", False: "model.safetensors"}
 OPTIMIZER = "optimizer.safetensors"
@@ -27,24 +29,29 @@ STATE = "trainer_state.json"
 def save_checkpoint(
     directory: Path, policy: Policy, optimizer: torch.optim.AdamW, state: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Write a checkpoint, whole or not at all; the names of its files."""
+    """Write a checkpoint, whole or not at all; the names of its files.
+
+    Called by all ranks: each lends its shards and rank 0 writes, so a checkpoint does not know how many made it.
+    """
     weights = WEIGHTS[policy.adapter is not None]
-    with replace_directory(directory) as part:
-        save_weights(part / weights, policy)
-        save_file(_contiguous(optimizer_tensors(optimizer, policy.parameters)), part / OPTIMIZER)
-        (part / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
+    writes = policy.mesh.ranks.rank == 0
+    with replace_directory(directory) if writes else nullcontext() as part:
+        save_weights(part and part / weights, policy)
+        write_tensors(part and part / OPTIMIZER, optimizer_tensors(optimizer, policy.parameters))
+        if part:
+            (part / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
     return {"weights": weights, "optimizer": OPTIMIZER, "state": STATE}
 
 
-def save_weights(path: Path, policy: Policy) -> None:
-    """The trained weights alone, as a link of a merge chain.
+def save_weights(path: Path | None, policy: Policy) -> None:
+    """The trained weights alone, as a link of a merge chain; no path where this rank only lends its shards.
 
     Exactly one metadata key: with several, safetensors writes them in random order, and equal weights would
     no longer be equal bytes.
     """
     tensors = {_file_name(name): tensor.detach() for name, tensor in policy.parameters.items()}
     metadata = {"format": "pt"} if policy.adapter is None else {LORA_METADATA: _lora_metadata(policy.adapter)}
-    save_file(_contiguous(tensors), path, metadata=metadata)
+    write_tensors(path, tensors, metadata)
 
 
 def load_checkpoint(directory: Path, policy: Policy, optimizer: torch.optim.AdamW) -> dict[str, Any]:
@@ -53,14 +60,15 @@ def load_checkpoint(directory: Path, policy: Policy, optimizer: torch.optim.Adam
     for path in (weights, directory / OPTIMIZER, directory / STATE):
         if not path.is_file():
             raise TrainerError("CHECKPOINT_MISSING", f"{path} does not exist")
-    tensors = load_file(weights)
     expected = {_file_name(name): parameter for name, parameter in policy.parameters.items()}
-    if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in expected.items()}:
-        raise TrainerError("CHECKPOINT_MISMATCH", f"{weights} was made for another base or adapter")
-    with torch.no_grad():
+    with safe_open(weights, framework="pt") as file, torch.no_grad():
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if shapes != {name: tuple(parameter.shape) for name, parameter in expected.items()}:
+            raise TrainerError("CHECKPOINT_MISMATCH", f"{weights} was made for another base or adapter")
         for name, parameter in expected.items():
-            parameter.copy_(tensors[name])
-    load_optimizer_tensors(optimizer, policy.parameters, load_file(directory / OPTIMIZER))
+            parameter.copy_(cut_like(file.get_tensor(name), parameter))
+    with safe_open(directory / OPTIMIZER, framework="pt") as file:
+        load_optimizer_tensors(optimizer, policy.parameters, {name: file.get_tensor for name in file.keys()})  # noqa: SIM118
     state: dict[str, Any] = json.loads((directory / STATE).read_text())
     return state
 
@@ -74,7 +82,3 @@ def _file_name(parameter_name: str) -> str:
 
 def _lora_metadata(adapter: AdapterSpec) -> str:
     return json.dumps(asdict(adapter), sort_keys=True)
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

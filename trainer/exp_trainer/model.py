@@ -13,6 +13,7 @@ from .attention import PACKED_ATTENTION, sequence_arguments
 from .chain import Link, merge_chain, refuse_unmatched
 from .errors import TrainerError
 from .logprobs import token_logprobs
+from .ulysses import RowPart
 
 
 def load_model(directory: Path, dtype: torch.dtype, parents: Sequence[Link] = ()) -> PreTrainedModel:
@@ -49,9 +50,17 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         raise TrainerError("MODEL_UNSUPPORTED", f"{config.model_type} has no plain linear output head")
 
 
-def final_hidden(model: Any, token_ids_T: Tensor, length_S: Sequence[int], autocast: Any) -> Tensor:
-    """Hidden states [T, H] after the last norm, of sequences of these lengths one behind the other."""
+def final_hidden(
+    model: Any, token_ids_T: Tensor, length_S: Sequence[int], autocast: Any, part: RowPart | None = None
+) -> Tensor:
+    """Hidden states [T, H] after the last norm, of sequences of these lengths one behind the other.
+
+    With `part`, those of its tokens only; the row must be as long as it can be cut.
+    """
     arguments = sequence_arguments(length_S, token_ids_T.device)
+    if part is not None:
+        token_ids_T = part.cut(token_ids_T)
+        arguments |= {"position_ids": part.cut(arguments["position_ids"]), "row_part": part}
     with autocast:
         return model.get_decoder()(input_ids=token_ids_T[None], use_cache=False, **arguments).last_hidden_state[0]
 

@@ -1,7 +1,7 @@
 """AdamW, its schedule, and its state as plain tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import TrainerError
+from .sharding import cut_like
 
 # How data was cut into steps: decided before a batch gets here, and part of the same section of a spec.
 BATCHING_KEYS = frozenset({"batch", "epochs", "minibatch"})
@@ -81,12 +82,12 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, Ten
 def load_optimizer_tensors(
     optimizer: torch.optim.AdamW,
     parameters: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
+    read: Mapping[str, Callable[[str], Tensor]],
 ) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    for full_name, value in tensors.items():
+    """Put back what `optimizer_tensors` gave, one tensor at a time; each rank keeps its part."""
+    for full_name, read_tensor in read.items():
         key, _, name = full_name.partition("/")
         if name not in parameters:
             raise TrainerError("CHECKPOINT_MISMATCH", f"optimizer state for {name}, which this policy does not train")
-        device = "cpu" if key == "step" else parameters[name].device
-        optimizer.state[parameters[name]][key] = value.to(device)
+        value = read_tensor(full_name)
+        optimizer.state[parameters[name]][key] = value if key == "step" else cut_like(value, parameters[name])

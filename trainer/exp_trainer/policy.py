@@ -1,10 +1,10 @@
 """The policy being trained: a base with its merged parents, and a fresh adapter or its own full weights."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,6 +17,11 @@ from .logprobs import token_logprobs
 from .lora import fuse_lora
 from .model import final_hidden, refuse_unsupported
 from .progress import Progress
+from .ranks import Mesh, Ranks
+from .sharding import Whole, shard
+from .ulysses import sum_over_parts
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,18 @@ class AdapterSpec:
 class Policy:
     """Hidden states, output head and trainable parameters of one model; adapters and their gradients are fp32."""
 
-    def __init__(self, model: PreTrainedModel, adapter: AdapterSpec | None, *, dtype: torch.dtype, seed: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapter: AdapterSpec | None,
+        *,
+        dtype: torch.dtype,
+        seed: int,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Take over a model on the CPU; on several ranks, each keeps its part of the weights on its own device."""
         refuse_unsupported(model)
+        self.mesh = mesh or Mesh(Ranks(0, 1, next(model.parameters()).device))
         self.adapter = adapter
         self.dtype = dtype
         if adapter is None:
@@ -56,9 +71,10 @@ class Policy:
         else:
             self._peft = _add_adapter(model, adapter, seed)
             self.model = self._peft.get_base_model()
-        self._reference: Any | None = None
+        self._reference: tuple[Any, Whole | None] | None = None
         self._dropouts = [] if adapter is None else [item for item in model.modules() if isinstance(item, nn.Dropout)]
-        self.device = next(model.parameters()).device
+        self.device = self.mesh.ranks.device
+        self._whole = self._shared_out(model)
         self.parameters: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
         }
@@ -81,24 +97,56 @@ class Policy:
 
     def action_logprobs(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy at each action token, on the CPU."""
+        compute = self._own_logprobs if self.mesh.row_part is None else self._shared_logprobs
+        logp_N, entropy_N = self.gathered(lambda: compute(micro_batch))
+        return logp_N.cpu(), entropy_N.cpu()
+
+    def gathered(self, block: Callable[[], Result]) -> Result:
+        """Run a block that uses the model or its head: on several ranks, whole weights are there only within one.
+
+        Every rank must run as many, with as many forwards, in the same order. What it returns are tensors.
+        """
+        return block() if self._whole is None else self._whole(block)
+
+    def _own_logprobs(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         hidden_TH = self.hidden_states(micro_batch.token_ids_T, micro_batch.length_S)
-        logp_N, entropy_N = token_logprobs(
+        return token_logprobs(
             hidden_TH[micro_batch.source_N.to(self.device)],
             self.head_VH,
             micro_batch.target_N.to(self.device),
             micro_batch.temperature_N.to(self.device),
         )
-        return logp_N.cpu(), entropy_N.cpu()
+
+    def _shared_logprobs(self, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """The same where each rank has a part of the row: each computes its own action tokens, all get all."""
+        part = self.mesh.row_part
+        assert part is not None
+        token_ids_T, length_S = micro_batch.token_ids_T, micro_batch.length_S
+        if missing := part.missing(len(token_ids_T)):
+            token_ids_T = nn.functional.pad(token_ids_T, (0, missing))
+            length_S = (*length_S, missing)
+        hidden_tH = final_hidden(self.model, token_ids_T.to(self.device), length_S, self._autocast(), part)
+        own_N = part.own(micro_batch.source_N, len(token_ids_T))
+        source_n = (micro_batch.source_N[own_N] - part.rank * len(hidden_tH)).to(self.device)
+        target_n, temperature_n = (
+            item[own_N].to(self.device) for item in (micro_batch.target_N, micro_batch.temperature_N)
+        )
+        own = token_logprobs(hidden_tH[source_n], self.head_VH, target_n, temperature_n)
+        place_n = own_N.nonzero().squeeze(1).to(self.device)
+        logp_N, entropy_N = (
+            sum_over_parts(item_n.new_zeros(len(own_N)).index_put((place_n,), item_n), part) for item_n in own
+        )
+        return logp_N, entropy_N
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """A block in which the policy is the KL reference: its own start, or the model that `refer_to` was given."""
         if self._reference is not None:
-            own, self.model = self.model, self._reference
+            own, (self.model, self._whole) = (self.model, self._whole), self._reference
             try:
                 yield
             finally:
-                self.model = own
+                self.model, self._whole = own
         elif self._peft is not None:
             with self._peft.disable_adapter():
                 yield
@@ -113,7 +161,7 @@ class Policy:
     def refer_to(self, model: PreTrainedModel) -> None:
         """Measure the KL term to this frozen model."""
         model.requires_grad_(False)
-        self._reference = model
+        self._reference = model, self._shared_out(model)
 
     def tick_layers(self, progress: Progress) -> None:
         """Count every layer's forward and backward as work done, so long micro-batches still show progress."""
@@ -146,6 +194,10 @@ class Policy:
             if checkpointed:
                 self.model.gradient_checkpointing_disable()
                 self._set_layers_training(False)
+
+    def _shared_out(self, model: Any) -> Whole | None:
+        mesh = self.mesh.device_mesh
+        return None if mesh is None else shard(model, model.get_decoder().layers, mesh)
 
     def _set_layers_training(self, training: bool) -> None:
         """The layers themselves, not what is inside them."""

@@ -21,6 +21,7 @@ from .model import load_model
 from .optimizer import OptimizerSpec, build_optimizer, learning_rate_at
 from .policy import AdapterSpec, Policy
 from .progress import Progress
+from .ranks import Ranks
 from .step import score, train_step
 
 # Tokens of a micro-batch when the caller does not say: on a CPU, more cost memory and win little.
@@ -30,9 +31,13 @@ DEFAULT_MICRO_BATCH_TOKENS = 1024
 class Stage:
     """One stage's policy and optimizer between `open` and `close`."""
 
-    def __init__(self, params: Mapping[str, Any], progress: Progress) -> None:
+    def __init__(self, params: Mapping[str, Any], progress: Progress, ranks: Ranks | None = None) -> None:
         self.stage_key: str = params["stage_key"]
         self._progress = progress
+        self._ranks = ranks or Ranks.join()
+        if params.get("device") == "cuda" and self._ranks.device.type != "cuda":
+            raise TrainerError("DEVICE", "the stage asks for GPUs and PyTorch finds none on this machine")
+        self._mesh = self._ranks.mesh(int(params.get("context_parallel") or 1))
         self._base = Path(params["base_dir"])
         self._parents = [Path(path) for path in params.get("parents") or []]
         reference_parents = params.get("reference_parents")
@@ -74,7 +79,7 @@ class Stage:
             self._load_reference()
         sequences = read_batch(Path(params["batch"]), policy_gradient=loss.kind == "policy_gradient")
         # Random numbers follow from seed and step: a replay draws the same ones whatever ran before it.
-        torch.manual_seed(((self._seed & 0x7FFFFFFF) << 32) + step)
+        torch.manual_seed(((self._seed & 0x7FFFFFFF) << 32) + (self._ranks.rank << 24) + step)
         with self._progress.phase("step"), self._noticing_half_steps():
             metrics = train_step(
                 self._policy,
@@ -101,7 +106,8 @@ class Stage:
                 progress=self._progress,
                 micro_batch_tokens=int(params.get("micro_batch_tokens") or DEFAULT_MICRO_BATCH_TOKENS),
             )
-        write_scores(Path(params["out"]), id_column, [item.sequence_id for item in sequences], scores)
+        if self._ranks.rank == 0:
+            write_scores(Path(params["out"]), id_column, [item.sequence_id for item in sequences], scores)
         return {"sequences": len(sequences), "tokens": sum(len(item.token_ids_T) for item in sequences)}
 
     def beliefs(self, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +132,9 @@ class Stage:
         """The merged weights as a directory to serve."""
         with self._progress.phase("exporting"), TemporaryDirectory(prefix="exp-export-") as folder:
             own = Path(folder) / "own.safetensors"
+            if self._ranks.rank > 0:
+                save_weights(None, self._policy)
+                return {}
             save_weights(own, self._policy)
             merge(self._base, [*self._parents, own], Path(params["dir"]), params["export_dtype"], self._progress.tick)
         return {"step": self.step, "bytes": sum(file.stat().st_size for file in Path(params["dir"]).iterdir())}
@@ -137,6 +146,7 @@ class Stage:
             "dtype": self._dtype,
             "device": str(self._policy.device),
             "threads": str(torch.get_num_threads()),
+            **({} if self._ranks.size == 1 else {"processes": str(self._ranks.size)}),
         }
 
     @contextmanager
@@ -151,7 +161,7 @@ class Stage:
         with self._progress.phase("loading"):
             model = self._load_model(self._parents, adapter)
             refuse_contamination(model.get_decoder())
-            policy = Policy(model, adapter, dtype=DTYPES[self._dtype], seed=self._seed)
+            policy = Policy(model, adapter, dtype=DTYPES[self._dtype], seed=self._seed, mesh=self._mesh)
         policy.tick_layers(self._progress)
         return policy
 
@@ -159,7 +169,8 @@ class Stage:
         # Full training keeps fp32 master weights whatever it computes in.
         held = torch.float32 if adapter is None else DTYPES[self._dtype]
         model: Any = load_model(self._base, held, open_chain(parents))
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        # Of several ranks, none ever holds it whole on its device.
+        return model if self._ranks.size > 1 else model.to(self._ranks.device)
 
     def _load_reference(self) -> None:
         """The first loss with a KL term needs it: a second, frozen model, unless the policy holds its own start.

@@ -4,7 +4,7 @@ import math
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,6 +33,7 @@ from .loss import (
 )
 from .policy import Policy
 from .progress import Progress
+from .sharding import whole_tensor
 
 # Tokens up to which a micro-batch keeps its activations when nobody says otherwise: 3 MB a token for 135M
 # parameters in fp32, while computing them again costs a third more time.
@@ -52,6 +53,16 @@ class Tally:
     def add(self, name: str, value_N: Tensor) -> None:
         """Sum a value over action tokens."""
         self.sums[name] += value_N.detach().double().sum().item()
+
+    @classmethod
+    def of_all(cls, parts: Iterable[tuple[Mapping[str, float], Sequence[Tensor]]]) -> "Tally":
+        """One tally of several: of ranks, or of the updates of a step."""
+        whole = cls()
+        for sums, mismatch in parts:
+            for name, value in sums.items():
+                whole.sums[name] += value
+            whole.mismatch += mismatch
+        return whole
 
     def mean(self, name: str) -> float:
         """Over action tokens."""
@@ -130,16 +141,17 @@ def accumulate_gradient(
     # A sequence that counts nothing in the loss need not be computed.
     active = [index for index, coefficient in enumerate(coefficients) if coefficient > 0]
     tally = Tally()
-    groups = plan_micro_batches([computed_length(sequences[index]) for index in active], micro_batch_tokens)
-    for group in groups:
+    lengths = [computed_length(sequences[index]) for index in active]
+    groups = plan_micro_batches(lengths, policy.mesh.row_tokens(lengths, micro_batch_tokens))
+    for group, counts in policy.mesh.share(groups, lambda group: sum(lengths[index] for index in group)):
         picked = [active[index] for index in group]
-        micro_batch = build_micro_batch([sequences[i] for i in picked], [coefficients[i] for i in picked])
+        micro_batch = build_micro_batch([sequences[i] for i in picked], [coefficients[i] * counts for i in picked])
         size = len(micro_batch.token_ids_T)
         again = size > KEPT_TOKENS if checkpoint_activations is None else checkpoint_activations
         with policy.training(checkpointed=again):
-            _micro_batch_loss(policy, micro_batch, spec, tally).backward()
+            _micro_batch_loss(policy, micro_batch, spec, tally if counts else Tally()).backward()
         progress.tick()
-    return tally
+    return Tally.of_all(policy.mesh.of_groups((dict(tally.sums), tally.mismatch)))
 
 
 @torch.no_grad()
@@ -152,16 +164,20 @@ def score(
 ) -> list[Floats]:
     """Logprobs in nats of each sequence's action tokens, at its temperature."""
     _check_vocabulary(sequences, policy.head_VH.shape[0])
-    scores: list[Floats] = [NO_FLOATS for _ in sequences]
     scored = [index for index, item in enumerate(sequences) if len(item.action_position_N)]
-    for group in plan_micro_batches([computed_length(sequences[i]) for i in scored], micro_batch_tokens):
+    lengths = [computed_length(sequences[index]) for index in scored]
+    scores: dict[int, Floats] = {}
+    groups = plan_micro_batches(lengths, policy.mesh.row_tokens(lengths, micro_batch_tokens))
+    for group, _counts in policy.mesh.share(groups, lambda group: sum(lengths[index] for index in group)):
         picked = [scored[index] for index in group]
         micro_batch = build_micro_batch([sequences[i] for i in picked], [0.0] * len(picked))
         logp_N, _ = policy.action_logprobs(micro_batch)
         for place, index in enumerate(picked):
             scores[index] = logp_N[micro_batch.sequence_N == place].numpy()
         progress.tick()
-    return scores
+    scores = policy.mesh.union(scores)
+    # A sequence of one token has nothing to score.
+    return [scores.get(index, NO_FLOATS) for index in range(len(sequences))]
 
 
 def _updates(sequences: Sequence[TrainingSequence]) -> list[list[TrainingSequence]]:
@@ -249,7 +265,8 @@ def _policy_gradient(logp_N: Tensor, micro_batch: MicroBatch, spec: LossSpec, ta
 
 def _clip_gradient(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
+    # Of the whole gradient, and known to nobody before every rank has its part: all ranks update, or none.
+    total = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     grad_norm = total.item()
     if not math.isfinite(grad_norm):
         raise TrainerError("NON_FINITE", f"the gradient norm is {grad_norm}; this update was not taken")
@@ -259,11 +276,7 @@ def _clip_gradient(parameters: list[torch.nn.Parameter], max_norm: float) -> flo
 
 def _metrics(tallies: Sequence[Tally], grad_norms: Sequence[float]) -> dict[str, float]:
     """Over a whole step: counts are sums, the loss and its gradient's norm means over updates, the rest over tokens."""
-    whole = Tally()
-    for tally in tallies:
-        for name, value in tally.sums.items():
-            whole.sums[name] += value
-        whole.mismatch += tally.mismatch
+    whole = Tally.of_all((tally.sums, tally.mismatch) for tally in tallies)
     count = len(tallies)
     metrics = {name: value if name in COUNTS else whole.mean(name) for name, value in whole.sums.items()}
     metrics |= {"updates": float(count), "loss": whole.sums["loss"] / count, "grad_norm": sum(grad_norms) / count}
