@@ -2,6 +2,7 @@ import { Context } from '@temporalio/activity';
 import type { Client } from '@temporalio/client';
 import type { Unkeyed } from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
+import type { Processes } from './adapters/launch-command.ts';
 import type { SpendLedger } from './adapters/spend-ledger.ts';
 import type { TrainerHost } from './adapters/trainer-host.ts';
 import type { GpuActivities, TrainerHold } from './index.ts';
@@ -37,12 +38,14 @@ export const createHoldTrainerActivities = ({
     const workflow = client.workflow.getHandle(workflowId);
     const runId = info.workflowExecution?.runId ?? '';
     const epoch = await host.acquire(node.key, `${workflowId}/${runId}/${info.activityId}`);
-    await host.ensureProcess(node.key, epoch);
-    const machines = machinesOf(await plans.node(node), trainer.threads);
+    const planned = await plans.node(node);
+    const processes = processesOf(planned);
+    await host.ensureProcess(node.key, epoch, processes);
+    const machines = machinesOf(planned, trainer.threads);
     await workflow.signal<[TrainerHold]>('trainer_held', { taskQueue, epoch });
     try {
       for (;;) {
-        await host.ensureProcess(node.key, epoch);
+        await host.ensureProcess(node.key, epoch, processes);
         await spend.hold(node.key, `trainer ${epoch}`, machines);
         heartbeat();
         await sleep(INTERVAL_MS);
@@ -53,10 +56,16 @@ export const createHoldTrainerActivities = ({
   },
 });
 
+/** One process a GPU; on CPUs, one process with all cores. */
+function processesOf({ unkeyed }: PlanNode): Processes {
+  const { gpu = 0, nodes = 1 } = (unkeyed as Unkeyed).resources ?? {};
+  return gpu > 0 ? { count: gpu, machines: nodes } : { count: 1, machines: 1 };
+}
+
 /** What the hold keeps from others: GPUs where the stage has them, else the cores of the host. */
 function machinesOf({ unkeyed }: PlanNode, cores: number): { gpus: number; cpus: number } {
   const { gpu = 0, nodes = 1 } = (unkeyed as Unkeyed).resources ?? {};
-  return gpu > 0 ? { gpus: gpu * nodes, cpus: 0 } : { gpus: 0, cpus: cores * nodes };
+  return gpu > 0 ? { gpus: gpu, cpus: 0 } : { gpus: 0, cpus: cores * nodes };
 }
 
 /** A worker that shuts down leaves the process to be adopted; a cancelled hold ends it. */

@@ -4,7 +4,7 @@ import { Context } from '@temporalio/activity';
 import type { CheckpointBody } from '../schemas/artifact.ts';
 import { type Checkpoint, linksOf } from '../schemas/checkpoint.ts';
 import { ExpError } from '../schemas/errors.ts';
-import { type AdapterParameters, type NodeOf, nodeOf } from '../schemas/node-parameters.ts';
+import { type AdapterParameters, type NodeOf, nodeOf, type Unkeyed } from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { linkBlob } from './adapters/blob-store.ts';
@@ -12,7 +12,7 @@ import type { MergedWeights } from './adapters/merged-weights.ts';
 import type { SpendLedger } from './adapters/spend-ledger.ts';
 import type { LedgerStep, SavedState, StepLedger } from './adapters/step-ledger.ts';
 import type { TrainerHost } from './adapters/trainer-host.ts';
-import type { TrainerClient, TrainerMethods } from './adapters/trainer-process.ts';
+import type { PlaceParams, TrainerClient, TrainerMethods } from './adapters/trainer-process.ts';
 import { BudgetRefusal } from './budget.ts';
 import { heartbeatWhile } from './heartbeat.ts';
 import type { NodeRef, TrainerActivities } from './index.ts';
@@ -185,7 +185,7 @@ async function open(
       adapter,
       optimizer: { ...optimizer, total_steps: steps },
       dtype: policy.dtype,
-      threads: trainer.threads,
+      ...placeOf(node, trainer),
       deterministic: true,
       seed: node.seed ?? 0,
       ...(resume && { resume_dir: resume }),
@@ -193,6 +193,20 @@ async function open(
   } finally {
     if (resume) await rm(resume, { recursive: true, force: true });
   }
+}
+
+/**
+ * Tokens of a row on a GPU: enough to hide the gathering of a layer's weights behind its products. A longer sequence is
+ * a row of its own.
+ */
+const GPU_MICRO_BATCH_TOKENS = 32_768;
+const onGpus = ({ unkeyed }: PlanNode): boolean => ((unkeyed as Unkeyed).resources?.gpu ?? 0) > 0;
+
+/** How the stage's processes divide what they are given. */
+function placeOf({ unkeyed }: PlanNode, { threads }: TrainStageDeps['trainer']): PlaceParams {
+  const { gpu = 0, nodes = 1, context_parallel = 1 } = (unkeyed as Unkeyed).resources ?? {};
+  if (gpu === 0) return { threads };
+  return { threads: Math.max(1, Math.floor((threads * nodes) / gpu)), device: 'cuda', context_parallel };
 }
 
 async function takeStep(
@@ -208,7 +222,7 @@ async function takeStep(
     step: planned.step,
     batch: await store.openBlob(planned.batch_blob),
     loss: lossOf(node),
-    micro_batch_tokens: trainer.micro_batch_tokens,
+    micro_batch_tokens: onGpus(node) ? GPU_MICRO_BATCH_TOKENS : trainer.micro_batch_tokens,
   });
   const named = Object.fromEntries(Object.entries(metrics).map(([name, value]) => [`train/${name}`, value]));
   await progress.record(ref.key, planned.step, named);

@@ -89,6 +89,7 @@ export function checkSpec(experiment: Experiment, root: Located, limits: KnownLi
     checkBuckets,
     checkAlgorithm,
     checkContext,
+    checkResources,
     checkIndex,
     checkDemonstrations,
     checkJudge,
@@ -403,6 +404,20 @@ function checkContext({ experiment, limits, report, warn }: Check): void {
         ['benchmarks', name, ...(benchmark.context_length === undefined ? [] : ['context_length'])],
         benchmark.context_length !== undefined,
       );
+  }
+}
+
+/** Every machine starts equally many processes, one a GPU, and every group that shares a sequence is whole. */
+function checkResources({ experiment, report }: Check): void {
+  for (const [name, { resources }] of stagesOf(experiment)) {
+    if (!resources) continue;
+    const { gpu, nodes, context_parallel } = resources;
+    const refuse = (key: string, message: string): void =>
+      report('RANGE', ['curriculum', name, 'resources', key], `curriculum.${name}.resources.${key}: ${message}`);
+    if (gpu % nodes !== 0 || (gpu === 0 && nodes > 1))
+      refuse('nodes', `${gpu} GPUs cannot be spread evenly over ${nodes} machines`);
+    if (Math.max(1, gpu) % context_parallel !== 0)
+      refuse('context_parallel', `${gpu} GPUs cannot be cut into groups of ${context_parallel} that share a sequence`);
   }
 }
 

@@ -21,6 +21,10 @@ export function loadProfile(nameOrPath: string, profilesDir: string): Profile {
   if ((profile.embedded === undefined) === (profile.addresses === undefined)) {
     throw new ExpError('PROFILE', file, 'exactly one of `embedded` and `addresses` is given');
   }
+  if (!Object.hasOwn(profile.launchers, profile.launcher)) {
+    const known = Object.keys(profile.launchers).join(', ');
+    throw new ExpError('PROFILE', file, `\`launcher\` ${profile.launcher} is none of \`launchers\`: ${known}`);
+  }
   return profile;
 }
 

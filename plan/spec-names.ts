@@ -184,7 +184,6 @@ function* unexecutedLearning(experiment: Experiment): Unexecuted {
       yield* unexecutedByVerl(experiment, name, stage);
       continue;
     }
-    if ((stage.resources?.gpu ?? 0) > 0) yield [`${path}.resources.gpu`, 'training on GPUs'];
     if (stage.kind !== 'rl') continue;
     const { rollout } = stage;
     if (rollout.max_staleness > 0) yield [`${path}.rollout.max_staleness`, 'overlapping rollouts with training'];

@@ -740,7 +740,14 @@ const stageFields = {
   resources: Type.Optional(
     object(
       {
-        gpu: Type.Integer({ minimum: 0, maximum: 100_000, default: 0, description: 'GPUs.', unit: 'GPUs', key: false }),
+        gpu: Type.Integer({
+          minimum: 0,
+          maximum: 100_000,
+          default: 0,
+          description: 'GPUs over all machines, with one process each; 0 trains on the CPU.',
+          unit: 'GPUs',
+          key: false,
+        }),
         nodes: count({ default: 1, maximum: 10_000, description: 'Machines.', unit: 'machines', key: false }),
         context_parallel: count({
           default: 1,

@@ -242,9 +242,19 @@ export const Profile = Type.Object(
           command: Type.Array(Type.String(), {
             minItems: 1,
             description:
-              'Argument vector; {{command}} is replaced by the trainer and its arguments, other {{names}} by the stage.',
+              'Argument vector, run in the foreground for as long as a stage trains. {{command}} stands for the trainer with its arguments (torchrun where a machine has several GPUs), to be run once on each machine; {{job}}, {{nodes}} and {{gpus_per_node}} are those of the stage.',
           }),
-          cancel: Type.Optional(Type.Array(Type.String())),
+          cancel: Type.Optional(
+            Type.Array(Type.String(), {
+              description: 'Run when the trainer ends, for jobs that outlive the command which started them.',
+            }),
+          ),
+          remote: Type.Optional(
+            Type.Boolean({
+              description:
+                'The trainer may be on another machine: it is reached over TCP, without encryption, at an address and with a token that it writes to the folder of logs, which all machines share.',
+            }),
+          ),
         },
         closed,
       ),

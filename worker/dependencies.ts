@@ -69,7 +69,14 @@ export async function openDependencies() {
     dtype: profile.serving_dtype,
   });
   const engines = new EnginePool({ pool, engines: addresses.engines, merged });
-  const host = new TrainerHost({ pool, host: hostname(), logDir: join(home(), 'logs'), python: python(), packageDir });
+  const host = new TrainerHost({
+    pool,
+    host: hostname(),
+    logDir: join(home(), 'logs'),
+    python: python(),
+    packageDir,
+    launcher: profile.launchers[profile.launcher] as Profile['launchers'][string], // loadProfile refuses any other
+  });
   const mlflow = new Mlflow({ ...addresses.mlflow, pool });
   const outbox = new Outbox({
     pool,

@@ -1,13 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
 import { ExpError } from '../../schemas/errors.ts';
-import {
-  adoptTrainer,
-  endProcessGroup,
-  startTrainer,
-  type TrainerClient,
-  type TrainerLease,
-} from './trainer-process.ts';
+import type { Launcher, Processes } from './launch-command.ts';
+import { adoptTrainer, endTrainer, startTrainer, type TrainerClient, type TrainerLease } from './trainer-process.ts';
 
 interface LeaseRow {
   epoch: string;
@@ -28,14 +23,23 @@ export class TrainerHost {
   readonly #logDir: string;
   readonly #python: string;
   readonly #packageDir: string;
+  readonly #launcher: Launcher;
   readonly #clients = new Map<number, TrainerClient>();
 
-  constructor(options: { pool: Pool; host: string; logDir: string; python: string; packageDir: string }) {
+  constructor(options: {
+    pool: Pool;
+    host: string;
+    logDir: string;
+    python: string;
+    packageDir: string;
+    launcher: Launcher;
+  }) {
     this.#pool = options.pool;
     this.#host = options.host;
     this.#logDir = options.logDir;
     this.#python = options.python;
     this.#packageDir = options.packageDir;
+    this.#launcher = options.launcher;
   }
 
   /** Take the lease. A holder that comes back (a restarted worker) keeps its epoch and its process. */
@@ -53,25 +57,26 @@ export class TrainerHost {
   }
 
   /** Have a live process under the lease: the one that is there, or a new one. Called by the holder only. */
-  async ensureProcess(stageKey: string, epoch: number): Promise<TrainerClient> {
+  async ensureProcess(stageKey: string, epoch: number, processes: Processes): Promise<TrainerClient> {
     const row = await this.#read(stageKey, epoch);
     const adopted = row.state.process ? await this.#adopt(row.state.process) : null;
     if (adopted) return adopted;
     // It may live and not answer: two processes must not share the memory of one.
-    if (row.state.process && row.state.host === this.#host)
-      await endProcessGroup(row.state.process.pid, row.state.process.startTime);
+    if (row.state.process && row.state.host === this.#host) await endTrainer(row.state.process);
     const { lease, client } = await startTrainer({
       python: this.#python,
       packageDir: this.#packageDir,
       logDir: this.#logDir,
       name: stageKey.slice(0, 12),
+      launcher: this.#launcher,
+      processes,
     });
     const { rowCount } = await this.#pool.query(
       `update leases set state = jsonb_build_object('host', $3::text, 'process', $4::jsonb) where resource = $1 and epoch = $2`,
       [resourceOf(stageKey), epoch, this.#host, lease],
     );
     if (rowCount === 0) {
-      await endProcessGroup(lease.pid, lease.startTime);
+      await endTrainer(lease);
       throw lost(stageKey);
     }
     this.#clients.set(lease.pid, client);
@@ -98,7 +103,7 @@ export class TrainerHost {
     const row = await this.#read(stageKey, epoch).catch(() => null);
     const process = row?.state.process;
     if (!process || row.state.host !== this.#host) return;
-    await endProcessGroup(process.pid, process.startTime);
+    await endTrainer(process);
     this.#clients.delete(process.pid);
     await this.#pool.query(`update leases set state = state - 'process' where resource = $1 and epoch = $2`, [
       resourceOf(stageKey),

@@ -1,19 +1,28 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { chmodSync, closeSync, lstatSync, mkdirSync, openSync, readdirSync, readFileSync, unlinkSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { ExpError } from '../../schemas/errors.ts';
+import { cancelCommand, freePort, type Launcher, launchCommand, type Processes } from './launch-command.ts';
 
-/** Names one process for good: within a boot, pids come again and start times with them do not. */
+/**
+ * Names one process for good: within a boot, pids come again and start times with them do not. Of several, it is
+ * torchrun (or the launcher's command), which ends when one of them does.
+ */
 export interface TrainerLease {
   pid: number;
   /** Clock ticks after boot, as /proc/<pid>/stat says. */
   startTime: string;
+  /** A Unix socket, or a file with the address of a trainer on another machine. */
   socket: string;
+  /** What ends a job that outlives the command which started it. */
+  cancel?: string[];
   /** The kernel's id of this boot. */
   boot: string;
 }
@@ -42,7 +51,17 @@ export interface LossSpec {
   entropy?: number;
 }
 
-export interface OpenParams {
+/** Where a stage computes. */
+export interface PlaceParams {
+  /** Of each process. */
+  threads: number;
+  /** Absent: a GPU where there is one. */
+  device?: 'cuda';
+  /** Processes that share a sequence; absent: one. */
+  context_parallel?: number;
+}
+
+export interface OpenParams extends PlaceParams {
   stage_key: string;
   /** Hugging Face directory. */
   base_dir: string;
@@ -64,7 +83,6 @@ export interface OpenParams {
   };
   /** Of the base weights; `auto` is bfloat16 where the hardware multiplies it. Adapters and optimizer are fp32. */
   dtype: 'float32' | 'bfloat16' | 'auto';
-  threads: number;
   deterministic: boolean;
   seed: number;
   /** Absent: for micro-batches of more than 2,048 tokens. */
@@ -126,22 +144,34 @@ export interface StartTrainerOptions {
   logDir: string;
   /** Part of the socket's name. */
   name: string;
+  /** One process, started as it is, when absent. */
+  processes?: Processes;
+  launcher?: Launcher;
 }
 
+const PLAIN: Launcher = { command: ['{{command}}'] };
+const ONE: Processes = { count: 1, machines: 1 };
+
 const START_MS = 60_000;
+const QUEUE_MS = 24 * 3_600_000;
 /** Importing torch on a busy machine blocks the interpreter for seconds; a process that is gone is noticed at once. */
 const PING_MS = 15_000;
 const END_MS = 10_000;
+const CANCEL_MS = 60_000;
 
 /** Start a trainer in a session of its own, so that it outlives a worker that restarts. */
 export async function startTrainer(
   options: StartTrainerOptions,
 ): Promise<{ lease: TrainerLease; client: TrainerClient }> {
-  const socket = join(socketFolder(), `${options.name.slice(0, 24)}-${randomUUID().slice(0, 8)}.sock`);
+  const job = `${options.name.slice(0, 24)}-${randomUUID().slice(0, 8)}`;
+  const { launcher = PLAIN, processes = ONE, python } = options;
+  const socket = launcher.remote ? join(options.logDir, `${job}.json`) : join(socketFolder(), `${job}.sock`);
+  const launch = { python, socket, processes, job, port: await freePort() };
   const logFile = join(options.logDir, 'trainer.log');
   mkdirSync(options.logDir, { recursive: true });
   const log = openSync(logFile, 'a');
-  const child = spawn(options.python, ['-m', 'exp_trainer.server', '--socket', socket], {
+  const [program = python, ...given] = launchCommand(launcher, launch);
+  const child = spawn(program, given, {
     detached: true,
     // Every sequence has another length. Memory given back after each and asked for again costs a fifth of a CPU step.
     env: { ...process.env, MALLOC_ARENA_MAX: '1', MALLOC_MMAP_MAX_: '0', MALLOC_TRIM_THRESHOLD_: String(2 ** 40) },
@@ -151,18 +181,23 @@ export async function startTrainer(
   closeSync(log);
   const pid = await pidOf(child);
   child.unref();
-  const lease = { pid, startTime: readStat(pid)?.startTime ?? '', socket, boot: bootId() };
-  for (const deadline = Date.now() + START_MS; Date.now() < deadline && isRunning(lease); await delay(100)) {
+  const cancel = cancelCommand(launcher, launch);
+  const startTime = readStat(pid)?.startTime ?? '';
+  const lease = { pid, startTime, socket, boot: bootId(), ...(cancel && { cancel }) };
+  // A job on other machines may wait for them.
+  const limit = launcher.remote ? QUEUE_MS : START_MS;
+  for (const deadline = Date.now() + limit; Date.now() < deadline && isRunning(lease); await delay(100)) {
     const client = await answering(socket);
     if (client) return { lease, client };
   }
-  await endProcessGroup(lease.pid, lease.startTime);
+  await endTrainer(lease);
   throw new ExpError('TRAINER_LOST', socket, `the trainer did not start; see ${logFile}`);
 }
 
 /** Attach to the process a lease names, if it still runs and answers. */
 export async function adoptTrainer(lease: TrainerLease): Promise<TrainerClient | null> {
-  if (isRunning(lease)) return answering(lease.socket);
+  const client = isRunning(lease) ? await answering(lease.socket) : null;
+  if (client || isRunning(lease)) return client;
   try {
     unlinkSync(lease.socket);
   } catch {
@@ -172,22 +207,43 @@ export async function adoptTrainer(lease: TrainerLease): Promise<TrainerClient |
 }
 
 /**
+ * End a trainer with all its processes on this machine; returns when /proc shows none of them. What runs elsewhere is
+ * cancelled as its launcher says; a cancellation that fails throws, since the job may still run.
+ */
+export async function endTrainer({ pid, startTime, socket, cancel }: TrainerLease): Promise<void> {
+  await endProcessGroup(pid, startTime, () => ranksAt(socket));
+  const [program, ...given] = cancel ?? [];
+  if (program === undefined) return;
+  await promisify(execFile)(program, given, { timeout: CANCEL_MS }).catch((error: Error) => {
+    throw new ExpError('TRAINER_LOST', socket, `its job could not be cancelled: ${error.message}`, { cause: error });
+  });
+}
+
+/**
  * End a process and everything in its group; returns when /proc shows none of it. Zombies count as gone.
  * Does nothing to a stranger who has the pid by now. Throws when something outlives SIGKILL.
+ *
+ * @param others processes that belong to it and are not in its group: torchrun gives each rank a session of its own.
  */
-export async function endProcessGroup(pid: number, startTime: string): Promise<void> {
+export async function endProcessGroup(pid: number, startTime: string, others = (): number[] => []): Promise<void> {
+  const lives = (): boolean => groupLives(pid, startTime) || others().length > 0;
   for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-    if (!groupLives(pid, startTime)) return;
-    try {
-      process.kill(-pid, signal);
-    } catch {
-      return; // gone between the look and the signal
-    }
+    if (groupLives(pid, startTime)) kill(-pid, signal);
+    // torchrun passes SIGTERM on; what outlives it is ended one by one.
+    else for (const other of others()) kill(other, signal);
     for (const deadline = Date.now() + END_MS; Date.now() < deadline; await delay(50)) {
-      if (!groupLives(pid, startTime)) return;
+      if (!lives()) return;
     }
   }
   throw new ExpError('TRAINER_LOST', `process group ${pid}`, 'it outlives SIGKILL');
+}
+
+function kill(pid: number, signal: 'SIGTERM' | 'SIGKILL'): void {
+  try {
+    process.kill(pid, signal);
+  } catch {
+    // gone between the look and the signal
+  }
 }
 
 /** Talks to one trainer: newline-delimited JSON, answers matched by id. */
@@ -289,16 +345,35 @@ export class TrainerClient {
 const lost = (): ExpError => new ExpError('TRAINER_LOST', 'trainer', 'the trainer process does not answer');
 
 async function answering(path: string): Promise<TrainerClient | null> {
-  const socket = await new Promise<Socket | null>((resolve) => {
-    const dialling = connect(path);
-    dialling.once('connect', () => resolve(dialling));
-    dialling.once('error', () => resolve(null));
-  });
+  const socket = await dial(path);
   if (!socket) return null;
   const client = new TrainerClient(socket);
   if (await client.isAlive()) return client;
   client.disconnect();
   return null;
+}
+
+/** Null while nobody listens there. */
+async function dial(path: string): Promise<Socket | null> {
+  const address = path.endsWith('.json') ? await readAddress(path) : { path, token: null };
+  if (!address) return null;
+  const { token, ...place } = address;
+  return new Promise((resolve) => {
+    const dialling = connect(place);
+    dialling.once('connect', () => {
+      if (token !== null) dialling.write(`${token}\n`);
+      resolve(dialling);
+    });
+    dialling.once('error', () => resolve(null));
+  });
+}
+
+async function readAddress(file: string): Promise<{ host: string; port: number; token: string } | null> {
+  try {
+    return JSON.parse(await readFile(file, 'utf8'));
+  } catch {
+    return null; // not written yet
+  }
 }
 
 async function pidOf(child: ChildProcess): Promise<number> {
@@ -331,6 +406,23 @@ function groupLives(pid: number, startTime: string): boolean {
   const leader = readStat(pid);
   if (leader) return leader.startTime === startTime;
   return readdirSync('/proc').some((name) => /^\d+$/.test(name) && readStat(Number(name))?.group === pid);
+}
+
+/** Ranks name the socket on their command line, whatever session they are in; its name is never used twice. */
+function ranksAt(socket: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name) && readStat(Number(name)) && commandOf(name).includes(socket))
+    .map(Number);
+}
+
+/** Empty for anything but a trainer, and for one that is gone. */
+function commandOf(pid: string): string[] {
+  try {
+    const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
+    return command.includes('exp_trainer.server') ? command : [];
+  } catch {
+    return [];
+  }
 }
 
 const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();

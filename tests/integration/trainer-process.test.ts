@@ -1,16 +1,18 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { Launcher, Processes } from '../../activities/adapters/launch-command.ts';
 import { batchColumns, readParquet, writeParquet } from '../../activities/adapters/parquet.ts';
 import {
   adoptTrainer,
   endProcessGroup,
+  endTrainer,
   type OpenParams,
   startTrainer,
   type TrainerClient,
@@ -36,11 +38,12 @@ beforeAll(async () => {
 
 afterAll(async () => {
   client.disconnect();
-  await endProcessGroup(lease.pid, lease.startTime);
+  await endTrainer(lease);
   await rm(folder, { recursive: true, force: true });
 });
 
-const start = () => startTrainer({ python: python(), packageDir, logDir: join(folder, 'logs'), name: 'test' });
+const start = (more: { processes?: Processes; launcher?: Launcher } = {}) =>
+  startTrainer({ python: python(), packageDir, logDir: join(folder, 'logs'), name: 'test', ...more });
 
 const openParams = (more: Partial<OpenParams> = {}): OpenParams => ({
   stage_key: 'stage',
@@ -175,6 +178,72 @@ test('killed in mid-step, a new process resumes from the save and ends with the 
   );
   expect(resumed?.equals(undisturbed as Buffer)).toBe(true);
 });
+
+/** Trainer processes that name the socket; torchrun, which names it too, is none. */
+const ranksAt = (socket: string): number[] =>
+  readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((name) => {
+      try {
+        const command = readFileSync(`/proc/${name}/cmdline`, 'utf8').split('\0');
+        return command.includes(socket) && !command.includes('torch.distributed.run');
+      } catch {
+        return false;
+      }
+    })
+    .map(Number);
+
+test('a killed rank ends two processes; two others, reached over TCP, go on from the save and end where one does', async () => {
+  const processes = { count: 2, machines: 1 };
+  const batches = await Promise.all([1, 2].map((seed) => writeBatch(`many-${seed}.parquet`, seed)));
+  const [first, second] = batches as [string, string];
+  await client.call('open', openParams());
+  await step(first, 1);
+  await step(second, 2);
+  await client.call('save', { dir: join(folder, 'by-one') });
+
+  const doomed = await start({ processes });
+  const opened = await doomed.client.call('open', openParams());
+  expect(opened.made_with).toMatchObject({ processes: '2' });
+  await step(first, 1, doomed.client);
+  await doomed.client.call('save', { dir: join(folder, 'by-two') });
+  const { pid } = await doomed.client.ping();
+  const ranks = ranksAt(doomed.lease.socket);
+  expect(ranks).toHaveLength(2);
+  const dying = step(await writeBatch('many-long.parquet', 9, 2_000), 2, doomed.client);
+  await delay(500);
+  const killed = Date.now();
+  process.kill(ranks.find((rank) => rank !== pid) as number, 'SIGKILL');
+  await expect(dying).rejects.toMatchObject({ code: 'TRAINER_LOST' });
+  while (existsSync(`/proc/${doomed.lease.pid}`) || ranksAt(doomed.lease.socket).length > 0) await delay(50);
+  expect(Date.now() - killed).toBeLessThan(20_000);
+  expect(await adoptTrainer(doomed.lease)).toBeNull();
+
+  const cancelled = join(folder, 'cancelled');
+  const launcher = { command: ['env', 'JOB={{job}}', '{{command}}'], cancel: ['touch', cancelled], remote: true };
+  const again = await start({ processes, launcher });
+  expect(statSync(again.lease.socket).mode & 0o077).toBe(0); // it holds the token
+  const resumed = openParams({ resume_dir: join(folder, 'by-two') });
+  expect(await again.client.call('open', resumed)).toMatchObject({ step: 1 });
+  await step(second, 2, again.client);
+  await again.client.call('export', { dir: join(folder, 'served-by-two'), export_dtype: 'float32' });
+  await client.call('export', { dir: join(folder, 'served-by-one'), export_dtype: 'float32' });
+  again.client.disconnect();
+  const adopted = await adoptTrainer(again.lease);
+  expect(await adopted?.ping()).toMatchObject({ stage_key: 'stage', step: 2 });
+  await endTrainer(again.lease);
+  expect(ranksAt(again.lease.socket)).toEqual([]);
+  expect(existsSync(cancelled)).toBe(true);
+
+  const [one, two] = await Promise.all(['served-by-one', 'served-by-two'].map(probeOf));
+  one?.forEach((logprob, at) => void expect(two?.[at]).toBeCloseTo(logprob, 4));
+}, 240_000);
+
+/** Logprobs of a fixed prompt under weights that were exported. */
+async function probeOf(name: string): Promise<number[]> {
+  const probe = JSON.parse(await readFile(join(folder, name, 'probe.json'), 'utf8')) as { logprobs: number[] };
+  return probe.logprobs.slice(1);
+}
 
 test('export writes a directory to serve, with a probe', async () => {
   await client.call('export', { dir: join(folder, 'served'), export_dtype: 'bfloat16' });

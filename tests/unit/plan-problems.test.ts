@@ -22,6 +22,7 @@ const EXPECTED: Record<string, string[]> = {
   'gate-on-what-is-not-measured': ['REF 3:27'],
   'gate-that-nothing-passes': ['RANGE 3:64'],
   'gate-without-bound': ['REQUIRED 3:17', 'REQUIRED 4:19'],
+  'gpus-do-not-divide': ['RANGE 4:39', 'RANGE 5:41', 'RANGE 12:44'],
   'judge-is-missing': ['REF 2:20'],
   'keeps-nothing': ['RANGE 3:47'],
   'limit-on-unknown-metric': ['REF 5:17'],
