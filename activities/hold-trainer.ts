@@ -40,12 +40,13 @@ export const createHoldTrainerActivities = ({
     const epoch = await host.acquire(node.key, `${workflowId}/${runId}/${info.activityId}`);
     const planned = await plans.node(node);
     const processes = processesOf(planned);
-    await host.ensureProcess(node.key, epoch, processes);
+    const waiting = { signal: cancellationSignal, onWait: () => heartbeat() };
+    await host.ensureProcess(node.key, epoch, processes, waiting);
     const machines = machinesOf(planned, trainer.threads);
     await workflow.signal<[TrainerHold]>('trainer_held', { taskQueue, epoch });
     try {
       for (;;) {
-        await host.ensureProcess(node.key, epoch, processes);
+        await host.ensureProcess(node.key, epoch, processes, waiting);
         await spend.hold(node.key, `trainer ${epoch}`, machines);
         heartbeat();
         await sleep(INTERVAL_MS);

@@ -195,12 +195,14 @@ async function open(
   }
 }
 
-/**
- * Tokens of a row on a GPU: enough to hide the gathering of a layer's weights behind its products. A longer sequence is
- * a row of its own.
- */
-const GPU_MICRO_BATCH_TOKENS = 32_768;
-const onGpus = ({ unkeyed }: PlanNode): boolean => ((unkeyed as Unkeyed).resources?.gpu ?? 0) > 0;
+/** Tokens that a GPU computes at once: enough to hide the gathering of a layer's weights behind its products. */
+const GPU_TOKENS = 32_768;
+
+/** Tokens of a micro-batch; a longer sequence is one of its own. */
+function rowTokens({ unkeyed }: PlanNode, trainer: TrainStageDeps['trainer']): number {
+  const { gpu = 0, context_parallel = 1 } = (unkeyed as Unkeyed).resources ?? {};
+  return gpu > 0 ? GPU_TOKENS * context_parallel : trainer.micro_batch_tokens;
+}
 
 /** How the stage's processes divide what they are given. */
 function placeOf({ unkeyed }: PlanNode, { threads }: TrainStageDeps['trainer']): PlaceParams {
@@ -222,7 +224,7 @@ async function takeStep(
     step: planned.step,
     batch: await store.openBlob(planned.batch_blob),
     loss: lossOf(node),
-    micro_batch_tokens: onGpus(node) ? GPU_MICRO_BATCH_TOKENS : trainer.micro_batch_tokens,
+    micro_batch_tokens: rowTokens(node, trainer),
   });
   const named = Object.fromEntries(Object.entries(metrics).map(([name, value]) => [`train/${name}`, value]));
   await progress.record(ref.key, planned.step, named);

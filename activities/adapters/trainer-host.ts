@@ -57,7 +57,12 @@ export class TrainerHost {
   }
 
   /** Have a live process under the lease: the one that is there, or a new one. Called by the holder only. */
-  async ensureProcess(stageKey: string, epoch: number, processes: Processes): Promise<TrainerClient> {
+  async ensureProcess(
+    stageKey: string,
+    epoch: number,
+    processes: Processes,
+    waiting: { signal: AbortSignal; onWait(): void },
+  ): Promise<TrainerClient> {
     const row = await this.#read(stageKey, epoch);
     const adopted = row.state.process ? await this.#adopt(row.state.process) : null;
     if (adopted) return adopted;
@@ -70,6 +75,7 @@ export class TrainerHost {
       name: stageKey.slice(0, 12),
       launcher: this.#launcher,
       processes,
+      ...waiting,
     });
     const { rowCount } = await this.#pool.query(
       `update leases set state = jsonb_build_object('host', $3::text, 'process', $4::jsonb) where resource = $1 and epoch = $2`,

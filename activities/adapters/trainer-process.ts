@@ -147,6 +147,10 @@ export interface StartTrainerOptions {
   /** One process, started as it is, when absent. */
   processes?: Processes;
   launcher?: Launcher;
+  /** Ends the waiting, and what was started. */
+  signal?: AbortSignal;
+  /** Every now and then while it starts, or its job waits for machines. */
+  onWait?: () => void;
 }
 
 const PLAIN: Launcher = { command: ['{{command}}'] };
@@ -189,8 +193,11 @@ export async function startTrainer(
   for (const deadline = Date.now() + limit; Date.now() < deadline && isRunning(lease); await delay(100)) {
     const client = await answering(socket);
     if (client) return { lease, client };
+    if (options.signal?.aborted) break;
+    options.onWait?.();
   }
   await endTrainer(lease);
+  options.signal?.throwIfAborted();
   throw new ExpError('TRAINER_LOST', socket, `the trainer did not start; see ${logFile}`);
 }
 

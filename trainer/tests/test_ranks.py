@@ -154,6 +154,17 @@ def test_two_processes_train_what_one_trains(
             assert theirs[metric] == pytest.approx(ours[metric], rel=1e-4, abs=1e-6), metric
 
 
+def test_a_rank_recomputes_its_long_row_while_the_other_keeps_its_short_one(
+    one: Client, two: Client, tmp_path: Path, base_dir: Path
+) -> None:
+    long = {"sequence_id": "long", "token_ids": [7, 9] * 1100, "mask": [0] + [1] * 2199, "temperature": 1.0}
+    long |= {"weight": 1.0, "behavior_logprobs": [-4.0] * 2200, "advantages": [0.5] * 2200}
+    write_batch(tmp_path / "batch-1.parquet", [*make_rows(2), long])
+    for client, name in ((one, "one"), (two, "two")):
+        train(client, tmp_path / name, base_dir, range(1, 2), adapter=None)
+    assert far_apart(tmp_path / "one", tmp_path / "two", "model.safetensors") < 1e-6
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_all_gpus_train_what_one_cpu_trains(one: Client, tmp_path: Path, base_dir: Path, case: dict[str, Any]) -> None:
