@@ -100,10 +100,11 @@ def _share_out(
     """
     ranks = policy.mesh.ranks
     order = sorted(range(len(queries)), key=lambda index: -_forwards(queries[index]))
-    mine = order[ranks.rank :: ranks.size]
+    shares = [order[rank :: ranks.size] for rank in range(ranks.size)]
+    forwards = [sum(_forwards(queries[index]) for index in share) for share in shares]
+    mine = shares[ranks.rank]
     found = {index: measure_beliefs(policy, queries[index], temperature, progress) for index in mine}
-    done = sum(_forwards(queries[index]) for index in mine)
-    for _ in range(max(ranks.of_all(done)) - done):
+    for _ in range(max(forwards) - forwards[ranks.rank]):
         _extend(policy, torch.zeros(1, dtype=torch.int64), DynamicCache())
     found = policy.mesh.union(found)
     return [found[index] for index in range(len(queries))]
