@@ -82,7 +82,13 @@ def test_a_belief_by_hand() -> None:
             hidden_TH[torch.arange(len(token_ids_T)), (token_ids_T + 1) % 4] = math.log(3 / 4)
             return hidden_TH
 
-    policy = cast(Policy, SimpleNamespace(cached_hidden_states=Successor().cached_hidden_states, head_VH=torch.eye(4)))
+    stand_in = SimpleNamespace(
+        cached_hidden_states=Successor().cached_hidden_states,
+        head_VH=torch.eye(4),
+        device=torch.device("cpu"),
+        gathered=lambda block: block(),
+    )
+    policy = cast(Policy, stand_in)
     asked = query(
         token_ids_T=np.array([0, 1, 2]),
         boundary_K=[2, 3],
