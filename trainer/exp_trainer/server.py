@@ -269,7 +269,7 @@ def main() -> None:
     # Threads that wait for each other sleep: spinning, they take the cores from the engine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if many:
+    if "WORLD_SIZE" in os.environ:
         _end_with_parent()
     if os.environ.get("RANK", "0") == "0":
         asyncio.run(_run(arguments.socket, arguments.address, arguments.idle_exit_seconds))
