@@ -350,7 +350,16 @@ test('a profile keeps what is partly solvable and masks what the infrastructure 
     node: refOf('stage1.profile'),
     shards,
   });
-  expect(await bodyOf(artifact)).toEqual({ tasks: 3, rollouts: 11, never: 1, sometimes: 1, always: 1, kept: 1 });
+  expect(await bodyOf(artifact)).toMatchObject({
+    tasks: 3,
+    rollouts: 11,
+    never: 1,
+    sometimes: 1,
+    always: 1,
+    kept: 1,
+    saved: 0,
+    mix: { unknown: { before: 1, after: 1 } },
+  });
   const path = await deps.store.openFile(await deps.store.manifest(artifact), 'pass_rates.jsonl');
   const rates = (await readFile(path, 'utf8'))
     .trim()
@@ -361,6 +370,8 @@ test('a profile keeps what is partly solvable and masks what the infrastructure 
     masked: 1,
     passes: 1,
     kept: true,
+    low: expect.closeTo(0.03875, 4), // scipy.stats.beta.ppf(0.025, 1.5, 2.5)
+    high: expect.closeTo(0.82326, 4),
   });
 });
 
