@@ -6,7 +6,8 @@
  *
  * Starts an engine and a trainer of its own for a model of the local profile. A trajectory of each length is this
  * checkout's documentation, with 8 boundaries evenly spaced: the engine is asked for each belief by itself (a whole
- * prefill), one at a time and all at once; the trainer for all of them (one forward, cut back at each boundary).
+ * prefill), one at a time; the trainer for all of them together (one forward, cut back at each boundary). Milliseconds are
+ * those of all 8.
  */
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
@@ -27,7 +28,7 @@ import { modelPath } from '../../services/programs.ts';
 import { startStack } from '../../tests/services.ts';
 
 const BOUNDARIES = 8;
-const [model = 'smollm2-135m-instruct', lengthsText = '512,1024,2048,4096,8000'] = process.argv.slice(2);
+const [model = 'smollm2-135m-instruct', lengthsText = '512,1024,2048,4096'] = process.argv.slice(2);
 const lengths = lengthsText.split(',').map(Number);
 
 interface Trajectory {
@@ -51,45 +52,39 @@ const byEngine = await withEngine(async (client) => {
   const { boot } = await client.info();
   const believe = async (ids: readonly number[]): Promise<number> =>
     beliefOf((await client.probe(boot, [...ids, ...pseudo.token_ids])).logprobs, ids.length, pseudo);
-  const found: (Measured & { together: number; each: number[] })[] = [];
-  for (const { token_ids, boundaries } of trajectories) {
+  const found: Measured[] = [];
+  for (const { length, token_ids, boundaries } of trajectories) {
     const contexts = boundaries.map((boundary) => token_ids.slice(0, boundary));
     await believe(contexts[0] as number[]); // warm
-    const beliefs: number[] = [];
-    const each: number[] = [];
-    for (const context of contexts) {
-      const [belief, ms] = await timed(() => believe(context));
-      beliefs.push(belief);
-      each.push(ms);
-    }
-    const [, together] = await timed(() => Promise.all(contexts.map(believe)));
-    found.push({ beliefs, ms: each.reduce((sum, ms) => sum + ms, 0), together, each });
+    const each: [belief: number, ms: number][] = [];
+    for (const context of contexts) each.push(await timed(() => believe(context)));
+    const ms = sum(each.map(([, one]) => one));
+    found.push({ beliefs: each.map(([belief]) => belief), ms });
+    say({ by: 'engine', length, ms: Math.round(ms), ms_of_the_last: Math.round(each.at(-1)?.[1] ?? 0) });
   }
   return found;
 });
 
 for (const dtype of ['bfloat16', 'float32'] as const) {
-  const byTrainer = await withTrainer(dtype, (client, folder) => measureAll(client, folder));
-  for (const [at, { length, boundaries }] of trajectories.entries()) {
+  const byTrainer = await withTrainer(dtype, measureAll);
+  for (const [at, { length }] of trajectories.entries()) {
     const [engine, trainer] = [byEngine[at], byTrainer[at]];
     if (engine === undefined || trainer === undefined) continue;
     const apart = engine.beliefs.map((belief, index) => Math.abs(belief - (trainer.beliefs[index] as number)));
-    console.log(
-      JSON.stringify({
-        model,
-        length,
-        beliefs: boundaries.length,
-        trainer_dtype: dtype,
-        nats_apart_mean: rounded(apart.reduce((sum, value) => sum + value, 0) / apart.length, 4),
-        nats_apart_max: rounded(Math.max(...apart), 4),
-        belief_mean: rounded(engine.beliefs.reduce((sum, value) => sum + value, 0) / apart.length, 3),
-        engine_ms: Math.round(engine.ms),
-        engine_ms_together: Math.round(engine.together),
-        engine_ms_last_belief: Math.round(engine.each.at(-1) ?? 0),
-        trainer_ms: Math.round(trainer.ms),
-      }),
-    );
+    say({
+      by: 'trainer',
+      dtype,
+      length,
+      ms: Math.round(trainer.ms),
+      nats_from_engine_mean: rounded(sum(apart) / apart.length, 4),
+      nats_from_engine_max: rounded(Math.max(...apart), 4),
+      belief_mean: rounded(sum(trainer.beliefs) / apart.length, 3),
+    });
   }
+}
+
+function say(line: object): void {
+  console.log(JSON.stringify({ model, beliefs: BOUNDARIES, ...line }));
 }
 
 async function documentation(): Promise<number[]> {
@@ -176,4 +171,8 @@ async function timed<T>(work: () => Promise<T>): Promise<[result: T, ms: number]
 
 function rounded(value: number, digits: number): number {
   return Number(value.toFixed(digits));
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
 }
