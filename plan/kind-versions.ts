@@ -7,8 +7,8 @@ export const KIND_VERSIONS: Readonly<Record<NodeKind, number>> = {
   tasks: 1,
   trajectories: 2,
   profile: 2,
-  sft: 1,
-  rl: 1,
+  sft: 2,
+  rl: 2,
   benchmark: 2,
   report: 1,
 };

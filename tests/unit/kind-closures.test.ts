@@ -43,7 +43,7 @@ test('what was recorded is current, and comments, types and layout change nothin
 test('a change of what is executed names every kind that executes it, the file, and what to do', () => {
   appendFileSync(join(root, 'environments/deep-research/prompt.ts'), '\nexport const planted = 1;\n');
   const stale = staleKinds(root);
-  expect(kindsOf(stale)).toEqual(['trajectories', 'profile', 'rl', 'benchmark']);
+  expect(kindsOf(stale)).toEqual(['trajectories', 'profile', 'sft', 'rl', 'benchmark']);
   expect(stale[0]).toContain('environments/deep-research/prompt.ts');
   expect(stale[0]).toContain('raise trajectories in plan/kind-versions.ts');
   expect(stale[0]).toContain('--record "why it has no effect"');
