@@ -1,5 +1,5 @@
 /** What a judge is asked and how its replies count; the server speaks the wire of an OpenAI-compatible one. */
-import { createServer, type IncomingMessage } from 'node:http';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Judges } from '../../activities/judges.ts';
@@ -39,12 +39,13 @@ type Reply = { status: number; content?: string };
 /** Grades one answer by a server that gives these replies in turn, the last one for ever. */
 async function judge(replies: readonly Reply[], retries: number, on_failure: 'retry_later' | 'fail' = 'retry_later') {
   const asked: { body: Record<string, unknown>; authorization: string | undefined }[] = [];
-  const server = createServer(async (request, response) => {
+  const answer = async (request: IncomingMessage, response: ServerResponse) => {
     const body = JSON.parse(await textOf(request)) as Record<string, unknown>;
     asked.push({ body, authorization: request.headers.authorization });
     const { status, content } = replies[Math.min(asked.length, replies.length) - 1] as Reply;
     response.writeHead(status).end(JSON.stringify({ choices: [{ message: { content } }] }));
-  });
+  };
+  const server = createServer((request, response) => void answer(request, response));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   closing.push(() => server.close());
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1/`;

@@ -2,7 +2,7 @@
  * SGLang's wire format as its documentation and source (v0.5) give it, spoken by a server made by hand: SGLang itself
  * needs a GPU, so nothing here says how a real one behaves.
  */
-import { createServer } from 'node:http';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { BootChanged, EngineClient } from '../../activities/adapters/engine-client.ts';
@@ -54,7 +54,7 @@ async function sglang(overrides: Record<string, (call: Call) => Reply> = {}) {
     'POST /flush_cache': () => ({ body: 'Cache flushed.\nPlease check backend logs for more details.' }),
     ...overrides,
   };
-  const server = createServer(async (request, response) => {
+  const answer = async (request: IncomingMessage, response: ServerResponse) => {
     const parts: Buffer[] = [];
     for await (const part of request) parts.push(part as Buffer);
     const text = Buffer.concat(parts).toString();
@@ -62,7 +62,8 @@ async function sglang(overrides: Record<string, (call: Call) => Reply> = {}) {
     calls.push(call);
     const { status = 200, body } = routes[call.route]?.(call) ?? { status: 404, body: { detail: 'Not Found' } };
     response.writeHead(status).end(typeof body === 'string' ? body : JSON.stringify(body));
-  });
+  };
+  const server = createServer((request, response) => void answer(request, response));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const times = { firstRetryMs: 5, lastRetryMs: 20, attempts: 3, downMs: 300, idleMs: 2_000 };
