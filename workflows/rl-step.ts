@@ -24,7 +24,7 @@ export async function optimizerStep(
   for (let round = 0; ; round++) {
     const sampled = await sample({ step, round, ...(refill && { refill }) });
     shards.push(...sampled);
-    if (plan.beliefs === 'trainer')
+    if (plan.beliefs === 'trainer' && sampled.length > 0)
       beliefs.push((await activities.scoreBeliefs({ node, epoch, step, steps: plan.steps, shards: sampled })).beliefs);
     // Where no other prompts are left, another round would find none either.
     const last = round >= plan.refills || sampled.length === 0;
