@@ -44,10 +44,10 @@ const vitestSuite = (name: string, minutes: number): Suite => ({
 });
 
 const SUITES: Suite[] = [
-  vitestSuite('unit', 5),
+  vitestSuite('unit', 10),
   {
     name: 'trainer',
-    minutes: 10,
+    minutes: 15,
     command: (reportPath) => ({
       command: python(),
       args: ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', `--junitxml=${reportPath}`],
@@ -55,7 +55,7 @@ const SUITES: Suite[] = [
     }),
     read: readJunitReport,
   },
-  vitestSuite('integration', 20),
+  vitestSuite('integration', 30),
   vitestSuite('replay', 5),
   vitestSuite('e2e', 20),
 ];
