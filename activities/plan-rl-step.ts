@@ -60,9 +60,9 @@ export const createPlanRlStepActivities = ({
       });
       if (!last && choice.missing > 0) return { usable: false, missing: choice.missing };
 
-      // A step without a group to learn from is a step all the same: with advantages of zero.
+      // A step without a group to learn from is a step all the same, and no larger: with advantages of zero.
       const learns = choice.chosen.length > 0;
-      const chosen = learns ? choice.chosen : groups;
+      const chosen = learns ? choice.chosen : groups.slice(0, rollout.prompts_per_step);
       const { byTrajectory, metrics } = learns ? stepAdvantages(chosen, parameters) : noAdvantages(chosen);
       const trained = new Map(
         chosen.flatMap((group, at) =>
