@@ -85,16 +85,19 @@ const PROFILE: ProfileParameters = {
   sampling: { temperature: 1, top_p: 1 },
 };
 
-const STAGE = {
+const STAGE: RlParameters = {
   ...COMMON,
+  backend: { name: 'exp' },
   policy: { ...COMMON.policy, dtype: 'float32' },
   algorithm: {
     name: 'grpo',
     clip: { low: 0.2, high: 0.2, dual: null },
     kl: null,
+    entropy: 0,
     loss: 'token_mean',
     importance: null,
     normalize_std: true,
+    overlong: null,
     igpo: null,
   },
   rollout: {
@@ -122,7 +125,7 @@ const STAGE = {
   keep: { min_passes: 1, max_passes: 3, of: 4 },
   adapter: { lora_rank: 1, lora_alpha: 1, lora_dropout: 0 },
   tasks: { split: 'train' },
-} as unknown as RlParameters;
+};
 
 /** Half of the benchmark that a stage evaluates on: four questions, one sample each. */
 export const evaluateEvery = (every: number): RlParameters['evaluate'] => ({
