@@ -94,9 +94,16 @@ async function stage(blobs: DirectoryBlobStore, parentAdapter: string) {
       between: async (_key: string, from: number, to: number) => steps.filter(({ step }) => step > from && step <= to),
       done: async (_key: string, step: number, saved: SavedState | null) =>
         Object.assign(steps[step - 1] as LedgerStep, { status: 'done', saved }),
+      savedSteps: async () => steps.flatMap(({ step, saved }) => (saved ? [step] : [])),
+      letGo: async () => [],
     },
     spend: { mayGoOn: async () => ({ kind: 'admitted' }) },
-    progress: { report: async () => undefined, record: async () => undefined, metrics: async () => [] },
+    progress: {
+      report: async () => undefined,
+      record: async () => undefined,
+      metrics: async () => [],
+      curves: async () => new Map(),
+    },
     merged: { dtype: 'float32', path: ({ digest }: { digest: string }) => join(folder, 'merged', digest) },
     host: { client: async () => client, assertHeld: async () => undefined, end: async () => undefined },
     work: join(folder, 'work'),
