@@ -1,10 +1,10 @@
-/** The trainer's batch beside what the engine was sent and answered, and beside the trainer's own logprobs. */
+/** The trainer's batch beside what was sampled, and its logprobs beside the trainer's own. */
 import { readParquet } from '../../../activities/adapters/parquet.ts';
 import type { RolloutSpec } from '../../../activities/prepare-rollouts.ts';
 import { turnSeed } from '../../../environments/deep-research/agent-loop.ts';
 import type { Exchange } from './recorded-engines.ts';
 
-export interface Figures {
+export interface IdFigures {
   /** Rows of the batch: trajectories, or branches of them. */
   rows: number;
   turns: number;
@@ -14,6 +14,9 @@ export interface Figures {
   ids_differing: number;
   /** Behaviour logprobs in the batch that are not the engine's, as float32. */
   logprobs_differing: number;
+}
+
+export interface LogprobFigures {
   /** Of |engine − trainer|, in nats. */
   mean_nats: number;
   p99_nats: number;
@@ -29,24 +32,19 @@ interface BatchRow {
   behavior_logprobs: number[];
 }
 
-export async function compareTokens({
+/** The batch beside what the engine was sent and answered. */
+export async function compareIds({
   batch,
-  scores,
   specs,
   sampled,
 }: {
   batch: string;
-  scores: string;
   specs: readonly RolloutSpec[];
   sampled: ReadonlyMap<number, Exchange>;
-}): Promise<Figures> {
-  const scored = new Map<string, (number | null)[]>();
-  for await (const row of readParquet<{ sequence_id: string; logprobs: (number | null)[] }>(scores))
-    scored.set(row.sequence_id, row.logprobs);
+}): Promise<IdFigures> {
   const seeds = new Map(specs.map(({ trajectory_id, seed }) => [trajectory_id, seed]));
   const turns = new Map<string, number>();
   const figures = { rows: 0, turns: 0, tokens: 0, ids_differing: 0, logprobs_differing: 0 };
-  const distances: number[] = [];
   for await (const row of readParquet<BatchRow>(batch)) {
     figures.rows += 1;
     const trajectory = row.sequence_id.replace(/#\d+$/, '');
@@ -60,10 +58,9 @@ export async function compareTokens({
       const isSent = sameIds(row.token_ids.slice(0, start), exchange?.ids ?? []);
       figures.ids_differing += Math.max(0, token_ids.length - (end - start));
       for (let at = start; at < end; at += 1) {
-        const [id, logprob] = [token_ids[at - start], logprobs[at - start] ?? Number.NaN];
-        if (!isSent || row.token_ids[at] !== id) figures.ids_differing += 1;
-        if (row.behavior_logprobs[at] !== Math.fround(logprob)) figures.logprobs_differing += 1;
-        distances.push(logprob - (scored.get(row.sequence_id)?.[at] ?? Number.NaN));
+        if (!isSent || row.token_ids[at] !== token_ids[at - start]) figures.ids_differing += 1;
+        if (row.behavior_logprobs[at] !== Math.fround(logprobs[at - start] ?? Number.NaN))
+          figures.logprobs_differing += 1;
       }
     }
   }
@@ -74,7 +71,20 @@ export async function compareTokens({
       figures.ids_differing += lost.completion.token_ids.length;
     }
   }
-  return { ...figures, ...distribution(distances) };
+  return figures;
+}
+
+/** The engine's logprobs, as the batch has them, beside the trainer's. */
+export async function compareLogprobs({ batch, scores }: { batch: string; scores: string }): Promise<LogprobFigures> {
+  const scored = new Map<string, (number | null)[]>();
+  for await (const row of readParquet<{ sequence_id: string; logprobs: (number | null)[] }>(scores))
+    scored.set(row.sequence_id, row.logprobs);
+  const distances: number[] = [];
+  for await (const { sequence_id, mask, behavior_logprobs } of readParquet<BatchRow>(batch)) {
+    for (const [at, logprob] of behavior_logprobs.entries())
+      if (mask[at] === 1) distances.push(logprob - (scored.get(sequence_id)?.[at] ?? Number.NaN));
+  }
+  return distribution(distances);
 }
 
 const sameIds = (a: readonly number[], b: readonly number[]): boolean =>
@@ -92,7 +102,7 @@ function actionsOf(mask: readonly number[]): { start: number; end: number }[] {
   return runs;
 }
 
-function distribution(distances: readonly number[]) {
+function distribution(distances: readonly number[]): LogprobFigures {
   const sizes = distances.map(Math.abs).sort((a, b) => a - b);
   const mean = (values: readonly number[]): number => values.reduce((sum, value) => sum + value, 0) / values.length;
   const round = (value: number): number => Number(value.toPrecision(4));

@@ -6,7 +6,7 @@
  * SmolLM2, with an adapter that calls tools (one of a cold start of it; taught here when there is none), is sampled by the rollout activity (vLLM, journal, shard) with each way of context
  * management in turn; planRlStep writes the batch; the trainer reads it and scores it. Compared are the ids of the
  * batch with those the engine was sent and answered, and the logprobs of the engine with those of the trainer at the
- * trajectory's temperature. N trajectories of each setting: t1, t07, t07p95, or those named. One JSON line each.
+ * trajectory's temperature. N trajectories of each setting: t1, t07, t07p95, or those named. Two JSON lines each.
  */
 import { mkdtemp, rm } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
@@ -24,7 +24,7 @@ import { loadProfile } from '../../../plan/profile.ts';
 import { python, repoRoot } from '../../../services/home.ts';
 import { modelPath } from '../../../services/programs.ts';
 import { startStack } from '../../../tests/services.ts';
-import { compareTokens, type Figures } from './compare-tokens.ts';
+import { compareIds, compareLogprobs } from './compare-tokens.ts';
 import { learnToCall, openParams } from './learn-to-call.ts';
 import { readPackages, tasksOf, worldOf } from './package-world.ts';
 import { RecordedEngines } from './recorded-engines.ts';
@@ -96,16 +96,15 @@ try {
       observationTokens: OBSERVATION_TOKENS,
       folder,
     });
-    const out = join(folder, `${name}-scores.parquet`);
-    await client.call('score', { batch: batch.path, out, temperature: sampling.temperature, micro_batch_tokens: 1024 });
-    const figures: Figures = await compareTokens({
-      batch: batch.path,
-      scores: out,
-      specs: batch.specs,
-      sampled: engines.sampled,
-    });
-    const seconds = Math.round((performance.now() - began) / 1000);
-    console.log(JSON.stringify({ setting: name, ...sampling, dtype, ...batch.counts, ...figures, seconds }));
+    const of = { setting: name, ...sampling, dtype };
+    const ids = await compareIds({ batch: batch.path, specs: batch.specs, sampled: engines.sampled });
+    const seconds = () => Math.round((performance.now() - began) / 1000);
+    console.log(JSON.stringify({ ...of, ...batch.counts, ...ids, seconds: seconds() }));
+    const scores = join(folder, `${name}-scores.parquet`);
+    const { temperature } = sampling;
+    await client.call('score', { batch: batch.path, out: scores, temperature, micro_batch_tokens: 1024 });
+    const logprobs = await compareLogprobs({ batch: batch.path, scores });
+    console.log(JSON.stringify({ ...of, tokens: ids.tokens, ...logprobs, seconds: seconds() }));
   }
   await engines.close();
 } finally {

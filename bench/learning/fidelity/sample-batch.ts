@@ -54,11 +54,13 @@ export async function sampleBatch(input: SampleInput) {
     progress: async (_key, done, total, detail) => console.error(`${name}: ${done} of ${total}, ${detail}`),
     work: join(folder, 'work'),
   });
-  const shards: RolloutShard[] = [];
-  for (let batch = 0; batch * BATCH < specs.length; batch += 1) {
-    const asked = { node, step: 1, request, batch, checkpoint, holder: `rollouts/${name}` };
-    shards.push((await new MockActivityEnvironment().run(rolloutBatch, asked)) as RolloutShard);
-  }
+  // All at once, as the workflow's window of batches: the last trajectories of one do not leave the engine idle.
+  const shards = await Promise.all(
+    Array.from({ length: Math.ceil(specs.length / BATCH) }, (_, batch) => {
+      const asked = { node, step: 1, request, batch, checkpoint, holder: `rollouts/${name}` };
+      return new MockActivityEnvironment().run(rolloutBatch, asked) as Promise<RolloutShard>;
+    }),
+  );
   await engines.release(`rollouts/${name}`);
 
   let planned = '';
