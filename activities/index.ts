@@ -140,7 +140,12 @@ export interface GpuActivities {
 /** Task queue `<prefix>-gpu@<host>`, where the process lives. */
 export interface TrainerActivities {
   /** Where the stage stands in the step ledger: its last saved step, and the weights after it. */
-  openTrainer(input: { node: NodeRef; epoch: number }): Promise<{ step: number; checkpoint: Checkpoint }>;
+  openTrainer(input: { node: NodeRef; epoch: number }): Promise<{
+    step: number;
+    checkpoint: Checkpoint;
+    /** Weights that sample the next step, where those are older. */
+    sampler?: Checkpoint;
+  }>;
   /** One optimizer step of `steps`; idempotent by (stage key, step). */
   trainStep(input: { node: NodeRef; epoch: number; step: number; steps: number }): Promise<{ checkpoint: Checkpoint }>;
   /** Measure beliefs in the reference answers with the weights before `step`; returns a blob for `planRlStep`. */
@@ -157,7 +162,11 @@ export interface TrainerActivities {
 
 /** How an rl stage goes on after a step. */
 export type StageMove =
-  | { do: 'train' }
+  | {
+      do: 'train';
+      /** The step after the next is sampled while the next one trains. */
+      ahead?: boolean;
+    }
   /** Measure the benchmark of the stage at this checkpoint. */
   | { do: 'evaluate' }
   /** Measure pass rates at this checkpoint and choose the pool anew. */
@@ -195,6 +204,8 @@ export interface StageActivities {
   refreshPool(input: { node: NodeRef; step: number; shards: RolloutShard[] }): Promise<void>;
   /** Write down that a pause for health was told, so that steps are counted anew when the run goes on. */
   noteHealthPause(input: { node: NodeRef; step: number }): Promise<void>;
+  /** Write down that the stage ended while rollouts of `step` were under way or done: nothing trains on them. */
+  noteDropped(input: { node: NodeRef; step: number; steps: number }): Promise<void>;
   /** Write what verl reads of the stage to the disk shared with its cluster; the steps at which its segments end. */
   exportVerl(node: NodeRef): Promise<{ ends: number[] }>;
   /** Let verl train up to step `until`: one job of Ray, submitted once, followed to its end, ended when cancelled. */
@@ -209,7 +220,7 @@ export interface StagePlan {
   ends: 'steps' | 'epochs';
   /** Rounds of sampling a step may add. */
   refills: number;
-  /** More than the number of steps decides how the stage goes on: ask `nextMove`. */
+  /** More than the number of steps decides how the stage goes on, or steps are sampled ahead: ask `nextMove`. */
   looks: boolean;
   /** What measures beliefs, where the algorithm has any. */
   beliefs?: 'trainer' | 'engine';

@@ -13,12 +13,14 @@ export interface NextMoveDeps {
 
 /** A point for each pause that was told: it stands in MLflow beside the curve that led to it. */
 const PAUSED = 'health/paused';
+/** A point at a step that was sampled ahead and is not trained. */
+const DROPPED = 'rl/rollouts_dropped';
 
 export const createNextMoveActivities = ({
   plans,
   pools,
   progress,
-}: NextMoveDeps): Pick<StageActivities, 'nextMove' | 'noteHealthPause'> => ({
+}: NextMoveDeps): Pick<StageActivities, 'nextMove' | 'noteHealthPause' | 'noteDropped'> => ({
   async nextMove({ node: ref, step, steps, ends }) {
     const { parameters } = nodeOf('rl', await plans.node(ref));
     const { evaluate, health } = parameters;
@@ -36,4 +38,9 @@ export const createNextMoveActivities = ({
   },
 
   noteHealthPause: ({ node, step }) => progress.record(node.key, step, { [PAUSED]: 1 }),
+
+  async noteDropped({ node, step, steps }) {
+    await progress.record(node.key, step, { [DROPPED]: 1 });
+    await progress.report(node.key, step - 1, steps, `ended before step ${step}, whose rollouts are dropped`);
+  },
 });

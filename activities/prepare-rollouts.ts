@@ -72,7 +72,7 @@ export const createPrepareRolloutsActivities = (
         backend: node.parameters.backend.name,
         ...stepsOf(node, tasks.length),
         refills: rollout.refills,
-        looks: Boolean(evaluate || health || refresh_every || until.plateau),
+        looks: Boolean(evaluate || health || refresh_every || until.plateau || rollout.max_staleness),
         ...(beliefs && { beliefs }),
       };
     }),

@@ -22,11 +22,30 @@ export interface Standing {
 }
 
 type Course = Pick<RlParameters, 'evaluate' | 'health' | 'refresh_every' | 'until'> & {
-  rollout: Pick<RlParameters['rollout'], 'prompts_per_step'>;
+  rollout: Pick<RlParameters['rollout'], 'prompts_per_step' | 'max_staleness'>;
 };
 
 const isDue = (every: number | null | undefined, step: number): every is number =>
   every != null && step > 0 && step % every === 0;
+
+/**
+ * Whether `step` is sampled while the step before it trains, so with the weights before that one. The spec and the number
+ * alone say so: no crash, pause or other host changes which weights sample a step. What is measured of a checkpoint is
+ * measured with nothing under way, and the step after it is on-policy.
+ */
+export function samplesAhead(
+  {
+    rollout,
+    evaluate,
+    refresh_every,
+  }: Pick<Course, 'evaluate' | 'refresh_every'> & {
+    rollout: Pick<Course['rollout'], 'max_staleness'>;
+  },
+  step: number,
+): boolean {
+  const before = step - 1;
+  return rollout.max_staleness > 0 && before > 0 && !isDue(evaluate?.every, before) && !isDue(refresh_every, before);
+}
 
 /** Asked again after each move, so an execution that was interrupted goes on where the last one stood. */
 export function nextMove(course: Course, standing: Standing): StageMove {
@@ -49,7 +68,7 @@ export function nextMove(course: Course, standing: Standing): StageMove {
     if (refreshed === null) return { do: 'refresh' };
     if (refreshed < rollout.prompts_per_step) return { do: 'end', step, reason: 'too_few_solvable' };
   }
-  return { do: 'train' };
+  return { do: 'train', ...(step + 2 <= steps && samplesAhead(course, step + 2) && { ahead: true }) };
 }
 
 /** Whether the newest of the best so far is `patience` steps old. A gain is more than `min_delta` above the best before. */

@@ -22,6 +22,7 @@ import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { checkpointOf, parentCheckpoint, referenceCheckpoint } from './resolve-checkpoint.ts';
 import { type ScoreBeliefsDeps, scoreBeliefs } from './score-beliefs.ts';
+import { samplesAhead } from './stage-course.ts';
 
 export interface TrainStageDeps {
   plans: PlanReader;
@@ -41,10 +42,14 @@ export interface TrainStageDeps {
 }
 
 export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivities => ({
-  /** Where the stage stands: the last step that is in the ledger as done, and its weights. */
-  async openTrainer({ node }) {
-    const saved = await deps.ledger.lastSaved(node.key);
-    return { step: saved?.step ?? 0, checkpoint: await checkpointAfter(deps, node, saved?.saved ?? null) };
+  /** Where the stage stands: the last step that is in the ledger as done, its weights, and those that sample the next. */
+  async openTrainer({ node: ref }) {
+    const saved = await deps.ledger.lastSaved(ref.key);
+    const step = saved?.step ?? 0;
+    const checkpoint = await checkpointAfter(deps, ref, saved?.saved ?? null);
+    const node = await deps.plans.node(ref);
+    const isAhead = node.kind === 'rl' && samplesAhead(nodeOf('rl', node).parameters, step + 1);
+    return { step, checkpoint, ...(isAhead && { sampler: await weightsAfter(deps, ref, step - 1) }) };
   },
 
   async trainStep({ node: ref, epoch, step, steps }) {
@@ -56,6 +61,7 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
 
     const admission = await deps.spend.mayGoOn(ref.key);
     if (admission.kind === 'refused') throw new BudgetRefusal(ref.id, admission.refusals);
+    if (ref.kind === 'rl') await deps.progress.record(ref.key, step, await stalenessOf(deps, ref, planned));
     const client = await host.client(ref.key, epoch);
     return heartbeatWhile(client, async () => {
       await bringTo(deps, ref, client, step - 1, steps);
@@ -67,7 +73,7 @@ export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivit
       await ledger.done(ref.key, step, saved);
       const checkpoint = await checkpointAfter(deps, ref, saved);
       if (ref.kind === 'rl') await exportMerged(deps, client, checkpoint);
-      if (ref.kind === 'rl') await letGo(deps, ref);
+      if (ref.kind === 'rl') await letGo(deps, ref, steps);
       return { checkpoint };
     });
   },
@@ -121,6 +127,34 @@ async function checkpointAfter({ plans }: TrainStageDeps, ref: NodeRef, saved: S
   // Full weights replace all that was there before them.
   if (adapter === null) return checkpointOf({ ...parent, weights: saved.adapter, adapters: [] });
   return checkpointOf({ ...parent, adapters: [...parent.adapters, saved.adapter] });
+}
+
+/** Weights after a step whose state is kept; after none, those the stage starts from. */
+async function weightsAfter(deps: TrainStageDeps, ref: NodeRef, step: number): Promise<Checkpoint> {
+  const saved = step > 0 ? ((await deps.ledger.get(ref.key, step))?.saved ?? null) : null;
+  if (step > 0 && saved === null) throw new ExpError('CHECKPOINT', `${ref.id} step ${step}`, 'its state was not kept');
+  return checkpointAfter(deps, ref, saved);
+}
+
+/**
+ * Steps between the weights that sampled a batch and those it trains, found by their digests. Throws STALENESS when they
+ * are further apart than the stage allows.
+ */
+async function stalenessOf(
+  deps: TrainStageDeps,
+  ref: NodeRef,
+  { step, sampled_with }: LedgerStep,
+): Promise<{ 'rl/staleness': number }> {
+  const { max_staleness } = nodeOf('rl', await deps.plans.node(ref)).parameters.rollout;
+  for (let behind = 0; behind <= max_staleness && behind < step; behind++) {
+    const { digest } = await weightsAfter(deps, ref, step - 1 - behind);
+    if (digest === sampled_with) return { 'rl/staleness': behind };
+  }
+  throw new ExpError(
+    'STALENESS',
+    `${ref.id} step ${step}`,
+    `its batch was sampled with ${sampled_with.slice(0, 12)}, which no step within \`max_staleness: ${max_staleness}\` gave`,
+  );
 }
 
 /** As `save` of the trainer names them. */

@@ -129,7 +129,7 @@ create table if not exists steps (
   stage_key text not null,
   step integer not null,
   batch_blob text not null,
-  checkpoint_before text not null,
+  checkpoint_before text not null, -- digest of the weights that sampled the batch
   status text not null, -- planned | done
   adapter_blob text,
   result jsonb,

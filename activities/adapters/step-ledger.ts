@@ -11,6 +11,8 @@ export interface SavedState {
 export interface LedgerStep {
   step: number;
   batch_blob: string;
+  /** Digest of the weights that sampled the batch. */
+  sampled_with: string;
   status: 'planned' | 'done';
   /** Set where the trainer's state was saved after the step. */
   saved: SavedState | null;
@@ -19,6 +21,7 @@ export interface LedgerStep {
 interface StepRow {
   step: number;
   batch_blob: string;
+  checkpoint_before: string;
   status: 'planned' | 'done';
   result: SavedState | null;
 }
@@ -32,17 +35,17 @@ export class StepLedger {
   }
 
   /** Fix the batch of a step. The first plan wins: a retry that sampled anew may not change a step's data. */
-  async plan(stageKey: string, step: number, batchBlob: string, checkpointBefore: string): Promise<void> {
+  async plan(stageKey: string, step: number, batchBlob: string, sampledWith: string): Promise<void> {
     await this.#pool.query(
       `insert into steps (stage_key, step, batch_blob, checkpoint_before, status) values ($1, $2, $3, $4, 'planned')
        on conflict do nothing`,
-      [stageKey, step, batchBlob, checkpointBefore],
+      [stageKey, step, batchBlob, sampledWith],
     );
   }
 
   async get(stageKey: string, step: number): Promise<LedgerStep | null> {
     const { rows } = await this.#pool.query<StepRow>(
-      'select step, batch_blob, status, result from steps where stage_key = $1 and step = $2',
+      'select step, batch_blob, checkpoint_before, status, result from steps where stage_key = $1 and step = $2',
       [stageKey, step],
     );
     return rows[0] ? toStep(rows[0]) : null;
@@ -51,7 +54,7 @@ export class StepLedger {
   /** The newest step whose state was saved, at or before `step`. */
   async lastSaved(stageKey: string, step = 2 ** 31 - 1): Promise<LedgerStep | null> {
     const { rows } = await this.#pool.query<StepRow>(
-      `select step, batch_blob, status, result from steps
+      `select step, batch_blob, checkpoint_before, status, result from steps
        where stage_key = $1 and step <= $2 and status = 'done' and result is not null order by step desc limit 1`,
       [stageKey, step],
     );
@@ -61,7 +64,7 @@ export class StepLedger {
   /** Steps after `from` up to and including `to`, in order: the batches a new process replays. */
   async between(stageKey: string, from: number, to: number): Promise<LedgerStep[]> {
     const { rows } = await this.#pool.query<StepRow>(
-      'select step, batch_blob, status, result from steps where stage_key = $1 and step > $2 and step <= $3 order by step',
+      'select step, batch_blob, checkpoint_before, status, result from steps where stage_key = $1 and step > $2 and step <= $3 order by step',
       [stageKey, from, to],
     );
     return rows.map(toStep);
@@ -105,9 +108,10 @@ export class StepLedger {
   }
 }
 
-const toStep = ({ step, batch_blob, status, result }: StepRow): LedgerStep => ({
+const toStep = ({ step, batch_blob, checkpoint_before, status, result }: StepRow): LedgerStep => ({
   step,
   batch_blob,
+  sampled_with: checkpoint_before,
   status,
   saved: result,
 });

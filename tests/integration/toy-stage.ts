@@ -6,6 +6,7 @@ import { mkdir, mkdtemp, readFile, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { Context } from '@temporalio/activity';
 import { Client, Connection } from '@temporalio/client';
 import { bundleWorkflowCode, NativeConnection, Worker } from '@temporalio/worker';
 import { trajectoryColumns, writeParquet } from '../../activities/adapters/parquet.ts';
@@ -28,6 +29,7 @@ import { createRunNodesActivities } from '../../activities/run-nodes.ts';
 import { createTrainStageActivities } from '../../activities/train-stage.ts';
 import type { Stack } from '../../cli/open-stack.ts';
 import { contentKey } from '../../schemas/canonical.ts';
+import type { Checkpoint } from '../../schemas/checkpoint.ts';
 import type { ProfileParameters, RlParameters } from '../../schemas/node-parameters.ts';
 import type { NodeKind, Plan, PlanNode } from '../../schemas/plan.ts';
 import type { Task } from '../../schemas/task.ts';
@@ -38,8 +40,10 @@ import { freshSalt } from './toy-run.ts';
 export interface ToyStage {
   /** Whether a sample of a task is right, at the weights after `step`. */
   passes(task: string, sample: number, step: number): boolean;
-  /** Metrics of an optimizer step. */
-  trains(step: number): Record<string, number>;
+  /** Metrics of an optimizer step, which lasts until they are known. */
+  trains(step: number): Record<string, number> | Promise<Record<string, number>>;
+  /** How long a request is sampled, where a test says so; a cancelled one is cut off. */
+  samples?(name: string): Promise<void>;
 }
 
 export interface ToyRequest {
@@ -47,6 +51,10 @@ export interface ToyRequest {
   name: string;
   tasks: string[];
   trajectories: number;
+  /** The step after which its weights stood. */
+  sampler: number;
+  /** What names its shard: a real batch with the name of a sealed one is not sampled again. */
+  shard: string;
 }
 
 export interface StageWorker {
@@ -288,21 +296,40 @@ function toyRollouts(stack: Stack, toy: ToyStage, work: string, requests: ToyReq
   return {
     acquireEngine: async () => ({ epoch: 1 }),
     releaseEngine: async () => {},
-    async rolloutBatch({ node, step, request, batch, checkpoint }) {
+    async rolloutBatch({ request, batch, checkpoint }) {
       const [, ...lines] = (await readFile(await stack.store.openBlob(request), 'utf8')).trim().split('\n');
       const specs = lines.map((line) => JSON.parse(line) as RolloutSpec).slice(batch * 32, (batch + 1) * 32);
-      // Steps sample with the weights of the step before; what is measured beside them, with those of the step itself.
       const name = (specs[0]?.trajectory_id ?? '').split('/')[1] ?? '';
-      const weights = /\.(eval|refresh)$/.test(name) || node.kind !== 'rl' ? step : step - 1;
-      requests.push({ name, tasks: [...new Set(specs.map(({ task }) => task.task_id))], trajectories: specs.length });
+      const tasks = [...new Set(specs.map(({ task }) => task.task_id))];
+      const sampler = await stepOf(stack, checkpoint);
+      const shard = `${request}/${batch} at ${checkpoint.digest}`;
+      requests.push({ name, tasks, trajectories: specs.length, sampler, shard });
+      if (toy.samples) await whileBeating(toy.samples(name));
       const rows = specs.map((spec) =>
-        trajectoryOf(spec, toy.passes(spec.task.task_id, spec.sample, weights), checkpoint.digest),
+        trajectoryOf(spec, toy.passes(spec.task.task_id, spec.sample, sampler), checkpoint.digest),
       );
       const path = join(work, `${request.slice(0, 12)}-${batch}.parquet`);
       await writeParquet(path, rows, trajectoryColumns);
       return { blob: await stack.store.putBlob(path), trajectories: rows.length, failed: 0 };
     },
   };
+}
+
+/** The weights say after which step they stood; who samples with weights that were let go finds none. */
+async function stepOf({ store }: Stack, { adapters }: Checkpoint): Promise<number> {
+  const newest = adapters.at(-1);
+  return newest === undefined ? 0 : JSON.parse(await readFile(await store.openBlob(newest), 'utf8')).step;
+}
+
+/** Only who beats hears that it is cancelled. */
+async function whileBeating(work: Promise<void>): Promise<void> {
+  const { heartbeat, cancelled } = Context.current();
+  const beating = setInterval(() => heartbeat(), 100);
+  try {
+    await Promise.race([work, cancelled]);
+  } finally {
+    clearInterval(beating);
+  }
 }
 
 function trajectoryOf(
@@ -361,7 +388,7 @@ class ToyTrainer {
       }
       if (method === 'step') {
         this.#standing.step = params.step ?? 0;
-        return { metrics: { loss: 0, seconds: 0, ...this.#toy.trains(this.#standing.step) } };
+        return { metrics: { loss: 0, seconds: 0, ...(await this.#toy.trains(this.#standing.step)) } };
       }
       if (method === 'save') return this.#save(params.dir ?? '');
       return {};

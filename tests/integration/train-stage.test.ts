@@ -59,7 +59,7 @@ async function batchOf(blobs: DirectoryBlobStore, seed: number): Promise<string>
 async function stage(blobs: DirectoryBlobStore, parentAdapter: string) {
   const steps: LedgerStep[] = [];
   for (const step of [1, 2])
-    steps.push({ step, batch_blob: await batchOf(blobs, step), status: 'planned', saved: null });
+    steps.push({ step, batch_blob: await batchOf(blobs, step), sampled_with: '', status: 'planned', saved: null });
   const parameters = {
     policy: { model: 'tiny', sha256: base.model_sha256, dtype: 'float32' },
     adapter: null,
@@ -71,6 +71,7 @@ async function stage(blobs: DirectoryBlobStore, parentAdapter: string) {
       loss: 'token_mean',
       importance: null,
     },
+    rollout: { max_staleness: 0 },
   };
   const published: Record<string, unknown>[] = [];
   const store = {
@@ -113,6 +114,7 @@ async function stage(blobs: DirectoryBlobStore, parentAdapter: string) {
   return { activities: createTrainStageActivities(deps), published, steps };
 }
 
+type Trained = { checkpoint: { digest: string } };
 const run = <M extends keyof TrainerActivities>(activities: TrainerActivities, name: M, input: object) =>
   new MockActivityEnvironment().run(activities[name] as (given: object) => Promise<unknown>, {
     node,
@@ -136,10 +138,17 @@ test('a stage of all weights is trained, saved, opened again from its save and p
   const parentAdapter = await blobs.put(join(folder, 'parent', 'adapter.safetensors'));
   const { activities, published, steps } = await stage(blobs, parentAdapter);
 
-  const first = await run(activities, 'trainStep', { step: 1, steps: 2 });
+  const [one, two] = steps as [LedgerStep, LedgerStep];
+  one.sampled_with = ((await run(activities, 'openTrainer', {})) as Trained).checkpoint.digest;
+  const first = (await run(activities, 'trainStep', { step: 1, steps: 2 })) as Trained;
   expect(first).toMatchObject({ checkpoint: { ...base, weights: steps[0]?.saved?.adapter, adapters: [] } });
   await client.call('close', {}); // as a process that has never heard of the stage
-  const second = (await run(activities, 'trainStep', { step: 2, steps: 2 })) as { checkpoint: { digest: string } };
+  two.sampled_with = one.sampled_with;
+  await expect(run(activities, 'trainStep', { step: 2, steps: 2 })).rejects.toThrow(
+    /STALENESS: its batch was sampled with [0-9a-f]{12}, which no step within `max_staleness: 0` gave/,
+  );
+  two.sampled_with = first.checkpoint.digest;
+  const second = (await run(activities, 'trainStep', { step: 2, steps: 2 })) as Trained;
   expect(existsSync(join(folder, 'merged', second.checkpoint.digest, 'model.safetensors'))).toBe(true);
 
   await run(activities, 'publishStage', { step: 2, reason: 'steps' });

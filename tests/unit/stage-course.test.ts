@@ -1,5 +1,13 @@
 import { describe, expect, test } from 'vitest';
-import { bestSteps, breach, keptSteps, nextMove, plateau, type Standing } from '../../activities/stage-course.ts';
+import {
+  bestSteps,
+  breach,
+  keptSteps,
+  nextMove,
+  plateau,
+  type Standing,
+  samplesAhead,
+} from '../../activities/stage-course.ts';
 
 const curve = (points: Record<number, number>) =>
   new Map(Object.entries(points).map(([step, value]) => [Number(step), value]));
@@ -68,7 +76,7 @@ describe('what comes next', () => {
     health: null,
     refresh_every: null,
     until: { steps: 10, epochs: null, plateau: null },
-    rollout: { prompts_per_step: 4 },
+    rollout: { prompts_per_step: 4, max_staleness: 0 },
   };
   const evaluate = { benchmark: 'held_out', every: 2, metric: SCORE } as Course['evaluate'];
   const standing = (step: number, change: Partial<Standing> = {}): Standing => ({
@@ -129,6 +137,41 @@ describe('what comes next', () => {
     expect(nextMove(course, standing(5, { refreshed: 4 }))).toEqual({ do: 'train' });
     expect(nextMove(course, standing(5, { refreshed: 3 }))).toEqual({ do: 'end', step: 5, reason: 'too_few_solvable' });
     expect(nextMove(course, standing(10))).toMatchObject({ do: 'end', reason: 'steps' }); // nothing would draw from it
+  });
+});
+
+describe('sampling ahead', () => {
+  const course = (staleness: number, every: number | null = null, refresh_every: number | null = null) => ({
+    evaluate: every === null ? null : ({ benchmark: 'held_out', every, metric: SCORE } as never),
+    health: null,
+    refresh_every,
+    until: { steps: 6, epochs: null, plateau: null },
+    rollout: { prompts_per_step: 4, max_staleness: staleness },
+  });
+  const stepsAhead = (of: ReturnType<typeof course>) => [1, 2, 3, 4, 5, 6].filter((step) => samplesAhead(of, step));
+
+  test('is every step but the first, and none on-policy', () => {
+    expect(stepsAhead(course(1))).toEqual([2, 3, 4, 5, 6]);
+    expect(stepsAhead(course(0))).toEqual([]);
+  });
+
+  test('is not after a checkpoint that is measured', () => {
+    expect(stepsAhead(course(1, 2))).toEqual([2, 4, 6]);
+    expect(stepsAhead(course(1, null, 3))).toEqual([2, 3, 5, 6]);
+    expect(stepsAhead(course(1, 1))).toEqual([]);
+  });
+
+  test('begins with the step before, and not beyond the last', () => {
+    const curves = new Map([[SCORE, curve({ 2: 0, 4: 0, 6: 0 })]]);
+    const moves = (of: ReturnType<typeof course>) =>
+      [0, 1, 2, 3, 4, 5].map((step) =>
+        nextMove(of, { step, steps: 6, ends: 'steps', curves, pausedAt: 0, refreshed: 4 }),
+      );
+    const on = { do: 'train' };
+    const ahead = { do: 'train', ahead: true };
+    expect(moves(course(1))).toEqual([ahead, ahead, ahead, ahead, ahead, on]);
+    expect(moves(course(1, 2))).toEqual([ahead, on, ahead, on, ahead, on]);
+    expect(moves(course(0))).toEqual([on, on, on, on, on, on]);
   });
 });
 
