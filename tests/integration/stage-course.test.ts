@@ -32,10 +32,20 @@ let ability: (step: number) => number;
 let entropy: (step: number) => number;
 /** Share of the four held-out questions that are right. */
 let score: (step: number) => number;
+/** How long a step trains and a request is sampled. */
+let training: (step: number) => Promise<void>;
+let sampling: (name: string) => Promise<void>;
+/** Steps that were trained, in order. */
+let trained: number[];
 const toy: ToyStage = {
   passes: (task, sample, step) =>
     task.startsWith('h') ? Number(task.slice(1)) < 4 * score(step) : ability(step) + sample > Number(task.slice(1)),
-  trains: (step) => ({ entropy: entropy(step) }),
+  samples: (name) => sampling(name),
+  async trains(step) {
+    await training(step);
+    trained.push(step);
+    return { entropy: entropy(step) };
+  },
 };
 
 beforeAll(async () => {
@@ -52,6 +62,9 @@ beforeEach(() => {
   ability = () => 0;
   entropy = () => 1;
   score = () => 0.5;
+  training = async () => {};
+  sampling = async () => {};
+  trained = [];
   worker.requests.length = 0;
 });
 
@@ -223,6 +236,135 @@ test('a stage whose tasks are all learnt ends there', async () => {
   const { plan, status } = await ended(await start('learnt', { stage: { refresh_every: 2 } }));
   expect(status).toBe('done');
   expect(await bodyOf<CheckpointBody>(plan, 'stage')).toMatchObject({ step: 2, stop_reason: 'too_few_solvable' });
+});
+
+const AHEAD = {
+  group_size: 4,
+  prompts_per_step: 2,
+  temperature: 1,
+  top_p: 1,
+  refills: 2,
+  max_staleness: 1,
+  cutoff: null,
+};
+const samplers = (...steps: number[]) =>
+  Object.fromEntries(steps.map((step) => [step, asked(`${step}`).map((of) => of.sampler)]));
+/** What waits for it goes on once it is open, or fails with it. */
+function gate() {
+  let open = () => {};
+  let fail = (_: Error) => {};
+  const opened = new Promise<void>((resolve, reject) => {
+    open = resolve;
+    fail = reject;
+  });
+  return { opened, open, fail };
+}
+const isAsked = (name: string) =>
+  vi.waitFor(() => expect(asked(name)).not.toHaveLength(0), { timeout: 60_000, interval: 50 });
+
+test('with max_staleness 1 a step is sampled while the step before it trains, and no step more is', async () => {
+  // No step ends before the next one is being sampled.
+  training = async (step) => void (step < 4 && (await isAsked(`${step + 1}`)));
+  const { plan, status } = await ended(await start('overlap', { stage: { rollout: AHEAD } }));
+  expect(status).toBe('done');
+  expect(trained).toEqual([1, 2, 3, 4]);
+  expect(samplers(1, 2, 3, 4, 5)).toEqual({ 1: [0], 2: [0], 3: [1], 4: [2], 5: [] });
+  expect(await curve(plan, 'rl/staleness')).toEqual({ 1: 0, 2: 1, 3: 1, 4: 1 });
+  expect(await curve(plan, 'rl/rollouts_dropped')).toEqual({});
+  expect(await new StepLedger(stack.pool).savedSteps(keyOf(plan, 'stage'))).toEqual([4]);
+  expect(await bodyOf<CheckpointBody>(plan, 'stage')).toMatchObject({ step: 4, stop_reason: 'steps' });
+});
+
+test('groups that are dropped are replaced with the weights of their step', async () => {
+  ability = (step) => (step >= 1 ? 2 : 0); // as above: only t2 teaches from step 1 on
+  const { plan, status } = await ended(
+    await start('overlap_refill', { stage: { rollout: AHEAD, until: { steps: 3, epochs: null, plateau: null } } }),
+  );
+  expect(status).toBe('done');
+  expect(asked('3').map(({ sampler }) => sampler)).toEqual([1]);
+  expect(asked('3.1').map(({ sampler }) => sampler)).toEqual([1]);
+  expect(await curve(plan, 'rollout/groups_trained')).toEqual({ 1: 2, 2: 2, 3: 1 });
+});
+
+test('the step after an evaluation is on-policy, and so is every step without max_staleness', async () => {
+  const overlap = await ended(await start('boundary', { stage: { rollout: AHEAD, evaluate: evaluateEvery(2) } }));
+  expect(await curve(overlap.plan, 'rl/staleness')).toEqual({ 1: 0, 2: 1, 3: 0, 4: 1 });
+  expect(samplers(1, 2, 3, 4)).toEqual({ 1: [0], 2: [0], 3: [2], 4: [2] });
+  const { plan } = await ended(await start('on_policy', {}));
+  expect(await curve(plan, 'rl/staleness')).toEqual({ 1: 0, 2: 0, 3: 0, 4: 0 });
+});
+
+test('a worker that dies and a pause, both while a step trains and the next is sampled, change and repeat nothing', async () => {
+  const dies = gate();
+  let isDead = false;
+  training = async (step) => {
+    if (step < 4) await isAsked(`${step + 1}`);
+    if (step === 2 && !isDead) await dies.opened;
+  };
+  sampling = async (name) => void (name === '3' && !isDead && (await dies.opened));
+  const started = await start('killed', { stage: { rollout: AHEAD } });
+  await isAsked('3');
+  isDead = true;
+  const before = worker.requests.slice();
+  const stopping = worker.stop();
+  dies.fail(new Error('killed'));
+  await stopping;
+  expect(trained).toEqual([1]);
+
+  // The pause comes while step 3 trains and step 4 is sampled.
+  const paused = gate();
+  training = async (step) => void (step === 3 && (await paused.opened));
+  sampling = async (name) => void (name === '4' && (await paused.opened));
+  worker = await startStageWorker(stack, toy);
+  worker.requests.push(...before);
+  await isAsked('4');
+  const handle = (await stack.temporal()).workflow.getHandle(`run/${started.run}`);
+  await handle.executeUpdate('pause', { args: [{ reason: 'lunch' }] });
+  const stage = (await stack.temporal()).workflow.getHandle(`stage/${keyOf(started.plan, 'stage')}`);
+  const hears = async () => {
+    const { events } = await stage.fetchHistory();
+    const names = events?.map((event) => event.workflowExecutionSignaledEventAttributes?.signalName);
+    expect(names).toContain('pause');
+  };
+  await vi.waitFor(hears, { timeout: 60_000, interval: 100 });
+  paused.open();
+  const ends = async () => expect((await stage.describe()).status.name).toBe('FAILED');
+  await vi.waitFor(ends, { timeout: 60_000, interval: 100 });
+  expect(trained).toEqual([1, 2, 3]);
+  await handle.executeUpdate('continue');
+
+  const { plan, status } = await ended(started);
+  expect(status).toBe('done');
+  expect(trained).toEqual([1, 2, 3, 4]);
+  expect(await curve(plan, 'rl/staleness')).toEqual({ 1: 0, 2: 1, 3: 1, 4: 1 });
+  for (const step of [1, 2, 3, 4]) {
+    expect(new Set(asked(`${step}`).map(({ shard }) => shard)).size).toBe(1);
+    expect(new Set(asked(`${step}`).map(({ sampler }) => sampler))).toEqual(new Set([Math.max(0, step - 2)]));
+  }
+  expect(asked('5')).toEqual([]);
+});
+
+test('rollouts under way when a stage ends early are dropped, and it says so', async () => {
+  entropy = (step) => (step >= 3 ? 0.01 : 1);
+  const never = new Promise<void>(() => {});
+  sampling = async (name) => void (name === '4' && (await never));
+  training = async (step) => void (step === 3 && (await isAsked('4')));
+  const { plan, status } = await ended(
+    await start('dropped', {
+      stage: {
+        rollout: AHEAD,
+        until: { steps: 50, epochs: null, plateau: null },
+        evaluate: evaluateEvery(2),
+        health: { limits: { 'train/entropy': { min: 0.1, max: null } }, for: 1, on_breach: 'back_to_best' },
+      },
+    }),
+  );
+  expect(status).toBe('done');
+  expect(await bodyOf<CheckpointBody>(plan, 'stage')).toMatchObject({ step: 2, stop_reason: 'health' });
+  expect(await curve(plan, 'rl/rollouts_dropped')).toEqual({ 4: 1 });
+  expect(trained).toEqual([1, 2, 3]);
+  const { rows } = await stack.pool.query('select detail from node_progress where key = $1', [keyOf(plan, 'stage')]);
+  expect(rows).toEqual([{ detail: 'ended before step 4, whose rollouts are dropped' }]);
 });
 
 test('a stage refuses a profile that measured other weights', async () => {

@@ -387,8 +387,10 @@ class ToyTrainer {
         this.#standing = { stage_key: params.stage_key ?? '', step: state ? JSON.parse(state).step : 0 };
       }
       if (method === 'step') {
-        this.#standing.step = params.step ?? 0;
-        return { metrics: { loss: 0, seconds: 0, ...(await this.#toy.trains(this.#standing.step)) } };
+        const { step = 0 } = params;
+        const metrics = await this.#toy.trains(step);
+        this.#standing.step = step;
+        return { metrics: { loss: 0, seconds: 0, ...metrics } };
       }
       if (method === 'save') return this.#save(params.dir ?? '');
       return {};
