@@ -30,6 +30,23 @@ export function checkHealth({ experiment, report, reportKey }: Check): void {
   }
 }
 
+/** The step after a checkpoint that is measured is on-policy, and so is a stage that measures each of them. */
+export function checkStaleness({ experiment, warn }: Check): void {
+  for (const [name, stage] of Object.entries(experiment.curriculum)) {
+    if (stage.kind !== 'rl' || stage.rollout.max_staleness === 0) continue;
+    const measures = Object.entries({
+      'evaluate.every': stage.evaluate?.every,
+      'difficulty.refresh_every': stage.difficulty?.refresh_every,
+    });
+    for (const [field] of measures.filter(([, every]) => every === 1))
+      warn(
+        'NO_EFFECT',
+        ['curriculum', name, 'rollout', 'max_staleness'],
+        `no step is sampled ahead: with \`${field}: 1\` each checkpoint is measured before the next step`,
+      );
+  }
+}
+
 /** A plateau may never come, and a schedule must know its end. */
 export function checkEnding({ experiment, report }: Check): void {
   for (const [name, stage] of Object.entries(experiment.curriculum)) {

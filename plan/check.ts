@@ -9,7 +9,7 @@ import {
   checkReferences,
 } from './check-benchmarks.ts';
 import { checkGates } from './check-gates.ts';
-import { checkEnding, checkHealth } from './check-health.ts';
+import { checkEnding, checkHealth, checkStaleness } from './check-health.ts';
 import { keyPlaceAt, type Located, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
 import {
@@ -97,6 +97,7 @@ export function checkSpec(experiment: Experiment, root: Located, limits: KnownLi
     checkGates,
     checkEnding,
     checkHealth,
+    checkStaleness,
   ]) {
     try {
       run(check);

@@ -110,6 +110,15 @@ curriculum: { cold_start: { tasks: { source: made } }, stage1: { tasks: { source
     expect(warnings.map(({ code, line, column }) => `${code} ${line}:${column}`)).toEqual(['NO_EFFECT 2:45']);
   });
 
+  test('sampling ahead is executed, and warned of where every checkpoint is measured', async () => {
+    const ahead = (settings: string) =>
+      planned(`curriculum: { stage1: { rollout: { max_staleness: 1 }, ${settings} } }\n`);
+    const { warnings, unknown } = await ahead('evaluate: { benchmark: held_out, every: 2 }');
+    expect({ warnings, unknown }).toEqual({ warnings: [], unknown: (await planned('')).unknown });
+    const { warnings: each } = await ahead('evaluate: { benchmark: held_out, every: 1 }');
+    expect(each.map(({ code, line, column }) => `${code} ${line}:${column}`)).toEqual(['NO_EFFECT 2:51']);
+  });
+
   test('beliefs come from the engine in short contexts at temperature 1, else from the trainer', async () => {
     const beliefs = async (settings: string) => {
       const { plan } = await planned(`curriculum: { stage1: { algorithm: { name: igpo }, ${settings} } }\n`);
