@@ -139,8 +139,8 @@ export interface GpuActivities {
 
 /** Task queue `<prefix>-gpu@<host>`, where the process lives. */
 export interface TrainerActivities {
-  /** Where the stage stands in the step ledger: its last saved step, and the weights after it. */
-  openTrainer(input: { node: NodeRef; epoch: number }): Promise<{
+  /** Where the stage of `steps` stands in the step ledger: its last saved step, and the weights after it. */
+  openTrainer(input: { node: NodeRef; epoch: number; steps: number }): Promise<{
     step: number;
     checkpoint: Checkpoint;
     /** Weights that sample the next step, where those are older. */

@@ -43,12 +43,12 @@ export interface TrainStageDeps {
 
 export const createTrainStageActivities = (deps: TrainStageDeps): TrainerActivities => ({
   /** Where the stage stands: the last step that is in the ledger as done, its weights, and those that sample the next. */
-  async openTrainer({ node: ref }) {
+  async openTrainer({ node: ref, steps }) {
     const saved = await deps.ledger.lastSaved(ref.key);
     const step = saved?.step ?? 0;
     const checkpoint = await checkpointAfter(deps, ref, saved?.saved ?? null);
     const node = await deps.plans.node(ref);
-    const isAhead = node.kind === 'rl' && samplesAhead(nodeOf('rl', node).parameters, step + 1);
+    const isAhead = node.kind === 'rl' && step < steps && samplesAhead(nodeOf('rl', node).parameters, step + 1);
     return { step, checkpoint, ...(isAhead && { sampler: await weightsAfter(deps, ref, step - 1) }) };
   },
 

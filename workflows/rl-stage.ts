@@ -46,7 +46,7 @@ async function takeSteps({ node, plan, hold }: Stage, trainer: HeldTrainer): Pro
   const beginStep = (of: Pick<Step, 'step' | 'checkpoint' | 'training'>) =>
     begin(() => sampleStep({ node, plan, ...of }, trainer, sampleAt(of.checkpoint)));
 
-  let { step, checkpoint, sampler = checkpoint } = await activities.openTrainer({ node, epoch });
+  let { step, checkpoint, sampler = checkpoint } = await activities.openTrainer({ node, epoch, steps });
   let ahead: UnderWay | null = null;
   try {
     for (;;) {
@@ -59,6 +59,7 @@ async function takeSteps({ node, plan, hold }: Stage, trainer: HeldTrainer): Pro
         await activities.closeTrainer({ node, epoch });
         return published;
       }
+      if (hold.on) await ahead?.settled;
       stopIfPaused(hold);
       const sample = sampleAt(checkpoint);
       switch (move.do) {

@@ -9,7 +9,7 @@ export async function sft_stage({ node }: { node: NodeRef }): Promise<ArtifactRe
   const hold = listenForPause();
   const { steps } = await cpu.planSft(node);
   return withTrainer(node, async ({ activities, epoch }) => {
-    const opened = await activities.openTrainer({ node, epoch });
+    const opened = await activities.openTrainer({ node, epoch, steps });
     for (let step = opened.step + 1; step <= steps; step++) {
       stopIfPaused(hold);
       await activities.trainStep({ node, epoch, step, steps });

@@ -5,6 +5,8 @@ import { always } from './cancellation.ts';
 export interface UnderWay {
   /** How it ends; whoever needs it waits for this. */
   done: Promise<void>;
+  /** That it has ended, in whichever way. */
+  settled: Promise<void>;
   /** Cancel it, and wait until nothing of it is left. */
   drop(): Promise<void>;
 }
@@ -12,12 +14,14 @@ export interface UnderWay {
 export function begin(work: () => Promise<void>): UnderWay {
   const scope = new CancellationScope();
   const done = scope.run(work);
-  done.catch(() => undefined); // looked at when it is due; a rejection nobody awaits yet must not fail the task
+  // Looked at when it is due: a rejection that nobody awaits yet must not fail the task.
+  const settled = done.catch(() => undefined);
   return {
     done,
+    settled,
     async drop() {
       scope.cancel();
-      await always(() => done.catch(() => undefined)); // who drops it has an answer already
+      await always(() => settled); // who drops it has an answer already
     },
   };
 }

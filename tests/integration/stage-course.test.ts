@@ -344,6 +344,30 @@ test('a worker that dies and a pause, both while a step trains and the next is s
   expect(asked('5')).toEqual([]);
 });
 
+test('a pause for health drops nothing: the next step goes on with the weights it began with, and the end is the end', async () => {
+  entropy = (step) => (step >= 3 ? 0.01 : 1); // told at step 3, while step 4 is under way, and again at the last
+  training = async (step) => void (step === 3 && (await isAsked('4')));
+  const started = await start('unhealthy_ahead', {
+    stage: {
+      rollout: AHEAD,
+      health: { limits: { 'train/entropy': { min: 0.1, max: null } }, for: 1, on_breach: 'pause' },
+    },
+  });
+  const handle = (await stack.temporal()).workflow.getHandle(`run/${started.run}`);
+  for (const step of [3, 4]) {
+    const reason = `stage: train/entropy is 0.01, below 0.1, at step ${step}`;
+    const pauses = async () => expect(await handle.query('state')).toMatchObject({ paused: { reason } });
+    await vi.waitFor(pauses, { timeout: 60_000, interval: 100 });
+    await handle.executeUpdate('continue');
+  }
+  const { plan, status } = await ended(started);
+  expect(status).toBe('done');
+  expect(trained).toEqual([1, 2, 3, 4]);
+  expect(new Set(asked('4').map(({ shard, sampler }) => `${sampler} ${shard}`)).size).toBe(1);
+  expect(await curve(plan, 'rl/staleness')).toEqual({ 1: 0, 2: 1, 3: 1, 4: 1 });
+  expect(await curve(plan, 'rl/rollouts_dropped')).toEqual({});
+});
+
 test('rollouts under way when a stage ends early are dropped, and it says so', async () => {
   entropy = (step) => (step >= 3 ? 0.01 : 1);
   const never = new Promise<void>(() => {});

@@ -139,7 +139,7 @@ test('a stage of all weights is trained, saved, opened again from its save and p
   const { activities, published, steps } = await stage(blobs, parentAdapter);
 
   const [one, two] = steps as [LedgerStep, LedgerStep];
-  one.sampled_with = ((await run(activities, 'openTrainer', {})) as Trained).checkpoint.digest;
+  one.sampled_with = ((await run(activities, 'openTrainer', { steps: 2 })) as Trained).checkpoint.digest;
   const first = (await run(activities, 'trainStep', { step: 1, steps: 2 })) as Trained;
   expect(first).toMatchObject({ checkpoint: { ...base, weights: steps[0]?.saved?.adapter, adapters: [] } });
   await client.call('close', {}); // as a process that has never heard of the stage
