@@ -1,5 +1,5 @@
 import type { Branches } from '../environments/deep-research/agent-loop.ts';
-import { isRight } from '../environments/deep-research/judge.ts';
+import { isRight, judgePrompt, readVerdict } from '../environments/deep-research/judge.ts';
 import { ExpError } from '../schemas/errors.ts';
 import type { RewardParameters, Unkeyed } from '../schemas/node-parameters.ts';
 import type { Secret } from '../schemas/profile.ts';
@@ -29,26 +29,28 @@ export class Judges {
     const { judge } = (parameters as { reward: RewardParameters }).reward;
     if (judge === null) return async (rows) => rows;
     const at = (unkeyed as Unkeyed).judge;
-    if (at === undefined) throw new ExpError('JUDGE', ref.id, 'the plan does not say where the judge is');
-    const client = this.#client(at);
+    const client = this.client(at, ref.id);
     return async (rows, task, signal) => {
       const [{ answer, score, termination }] = rows;
       if (answer === null || termination === 'failed') return rows;
       // What matches to the letter needs no opinion.
       if (score.exact_match >= 1) return graded(rows, { correct: true, reply: 'exact match' });
-      const asked = { question: task.question, reference: referenceOf(task), answer };
+      const prompt = judgePrompt(judge.prompt, { question: task.question, reference: referenceOf(task), answer });
       try {
-        const verdict = await client.ask(judge, asked, signal);
+        const verdict = await client.ask(judge, { prompt, read: readVerdict }, signal);
         return verdict === null ? unjudged(rows) : graded(rows, verdict);
       } catch (error) {
         const isDown = error instanceof ExpError && error.code === 'JUDGE_UNAVAILABLE';
-        if (isDown && at.on_failure === 'fail') return unjudged(rows);
+        if (isDown && at?.on_failure === 'fail') return unjudged(rows);
         throw error;
       }
     };
   }
 
-  #client({ url, api_key, retries }: NonNullable<Unkeyed['judge']>): JudgeClient {
+  /** Throws SECRET_MISSING when its address is not known here. `id`: the node that asks. */
+  client(address: Unkeyed['judge'], id: string): JudgeClient {
+    if (address === undefined) throw new ExpError('JUDGE', id, 'the plan does not say where the judge is');
+    const { url, api_key, retries } = address;
     const name = JSON.stringify([url, api_key, retries]);
     const client =
       this.#clients.get(name) ??

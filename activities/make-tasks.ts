@@ -10,18 +10,20 @@ import {
   type GenerationReport,
   generateTasks,
 } from '../environments/deep-research/tasks/generate-tasks.ts';
-import { type ImportedTask, splitTasks, taskOfRow } from '../environments/deep-research/tasks/import-tasks.ts';
+import { taskOfRow } from '../environments/deep-research/tasks/import-tasks.ts';
+import { inMix } from '../environments/deep-research/tasks/in-mix.ts';
 import { apportion } from '../environments/deep-research/tasks/quotas.ts';
 import { hashFraction } from '../environments/deep-research/tasks/seeded.ts';
 import { cursorRows, readPages } from '../environments/world/pages.ts';
-import { RowReport } from '../environments/world/sources/row-report.ts';
 import type { CorpusBody, Metric, TasksBody } from '../schemas/artifact.ts';
 import { ExpError } from '../schemas/errors.ts';
 import { type NodeOf, nodeOf, type TaskSource } from '../schemas/node-parameters.ts';
 import { BenchmarkQuestions, OverlapReport } from '../schemas/overlap.ts';
 import { CAPABILITIES, type Task } from '../schemas/task.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
+import { countBy, importFrom } from './import-tasks.ts';
 import type { CpuActivities } from './index.ts';
+import type { Judges } from './judges.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { withPulse } from './pulse.ts';
 import { jsonRows, parquetRows } from './source-rows.ts';
@@ -30,24 +32,27 @@ export interface TaskDeps {
   plans: PlanReader;
   store: ArtifactStore;
   pool: Pool;
+  judges: Pick<Judges, 'client'>;
   progress(key: string, done: number, total: number, detail: string): Promise<void>;
   /** Scratch space. */
   work: string;
 }
 
 /** What came of one source: `report.json` holds these by name. */
-interface SourceReport {
+export interface SourceReport {
   tasks: number;
   dropped: Record<string, number>;
   /** Generated: how the mix, the templates and the answers came out. */
   generation?: GenerationReport;
+  /** Imported, with a mix: questions by capability, as asked for, as taken, and as many as there are known to be. */
+  mix?: Record<'asked' | 'realised' | 'available', Record<string, number>>;
   /** Imported: the first rows that were refused, as `file:line: reason`. */
   bad_rows?: string[];
   licence?: string;
   provenance?: string;
 }
 
-interface MadeTasks {
+export interface MadeTasks {
   tasks: Task[];
   report: SourceReport;
 }
@@ -56,6 +61,7 @@ export const createTaskActivities = ({
   plans,
   store,
   pool,
+  judges,
   progress,
   work,
 }: TaskDeps): Pick<CpuActivities, 'tasks'> => ({
@@ -74,12 +80,12 @@ export const createTaskActivities = ({
           name,
           source.kind === 'generated'
             ? await generate(node, name, source, corpusOf(pool, await corpusKey(), moved))
-            : await importFrom(node, name, source, moved),
+            : await importFrom(node, name, source, { pool, judges, progress, moved }),
         );
       }
       const tasks = limited(
         [...made.values()].flatMap((source) => source.tasks),
-        node.parameters.limit,
+        node.parameters,
         node.seed ?? 0,
       );
       if (tasks.length === 0) throw new ExpError('NO_TASKS', ref.id, 'no source gave a single task');
@@ -153,42 +159,6 @@ function corpusOf(pool: Pool, corpusKey: string, moved: () => void): FactCorpus 
   };
 }
 
-type ImportSource = Exclude<TaskSource, { kind: 'generated' }>;
-
-/** Rows of files become tasks; bad ones are reported by file and line, and more than one per cent of them is refused. */
-async function importFrom(
-  node: NodeOf<'tasks'>,
-  name: string,
-  source: ImportSource,
-  moved: () => void,
-): Promise<MadeTasks> {
-  const path = node.unkeyed.paths?.[name];
-  if (path === undefined) throw new ExpError('REF', `tasks.sources.${name}`, 'the source has no path');
-  const rows = new RowReport(`tasks.sources.${name}`);
-  const byQuestion = new Map<string, ImportedTask>();
-  const dropped: Record<string, number> = {};
-  for await (const { at, row, error } of source.kind === 'parquet' ? parquetRows(path) : jsonRows(path)) {
-    moved();
-    const task = error ?? taskOfRow(row, source, name);
-    if (typeof task === 'string') {
-      rows.reject(at, task);
-      continue;
-    }
-    rows.accept();
-    if (byQuestion.has(task.question)) dropped.repeated_question = (dropped.repeated_question ?? 0) + 1;
-    else byQuestion.set(task.question, task);
-  }
-  rows.check(node.unkeyed.expect?.[name]);
-  if (rows.bad > 0) dropped.bad_row = rows.bad;
-  const tasks = splitTasks([...byQuestion.values()], {
-    splits: node.parameters.splits,
-    seed: source.seed,
-    limit: source.limit,
-  });
-  const { licence, provenance } = source;
-  return { tasks, report: { tasks: tasks.length, dropped, bad_rows: rows.examples, licence, provenance } };
-}
-
 /** No task that is trained on may overlap with a benchmark set. Throws CONTAMINATED, a gate. */
 async function refuseContaminated(node: NodeOf<'tasks'>, tasks: readonly Task[], moved: () => void): Promise<void> {
   const { decontaminate } = node.parameters;
@@ -211,8 +181,11 @@ async function refuseContaminated(node: NodeOf<'tasks'>, tasks: readonly Task[],
   if (message !== null) throw new ExpError('CONTAMINATED', node.id, message);
 }
 
-/** In the order of ids; a limit takes the same share of every split, chosen by the seed, so that none runs empty. */
-function limited(tasks: readonly Task[], limit: number | null, seed: number): Task[] {
+/**
+ * In the order of ids; a limit takes the same share of every split, chosen by the seed, so that none runs empty, and
+ * of each the capabilities as they are, where a mix was asked for.
+ */
+function limited(tasks: readonly Task[], { limit, mix }: NodeOf<'tasks'>['parameters'], seed: number): Task[] {
   const byId = (a: Task, b: Task) => (a.task_id < b.task_id ? -1 : 1);
   if (limit === null || limit >= tasks.length) return tasks.toSorted(byId);
   const splits = [...new Set(tasks.map(({ split }) => split))];
@@ -223,9 +196,9 @@ function limited(tasks: readonly Task[], limit: number | null, seed: number): Ta
   );
   const kept = Object.entries(members).flatMap(([split, all]) => {
     const rank = new Map(all.map(({ task_id }) => [task_id, hashFraction(`${seed}/limit/${task_id}`)]));
-    return all
-      .toSorted((a, b) => (rank.get(a.task_id) as number) - (rank.get(b.task_id) as number))
-      .slice(0, counts[split]);
+    const ordered = all.toSorted((a, b) => (rank.get(a.task_id) as number) - (rank.get(b.task_id) as number));
+    const capabilityOf = ({ capability }: Task): string => capability;
+    return (mix === null ? ordered : inMix(ordered, countBy(all, capabilityOf), capabilityOf)).slice(0, counts[split]);
   });
   return kept.sort(byId);
 }
@@ -235,17 +208,12 @@ function* lines(tasks: readonly Task[]): Generator<string> {
 }
 
 function bodyOf(tasks: readonly Task[], made: ReadonlyMap<string, MadeTasks>): TasksBody {
-  const count = (of: (task: Task) => string): Record<string, number> => {
-    const counts: Record<string, number> = {};
-    for (const task of tasks) counts[of(task)] = (counts[of(task)] ?? 0) + 1;
-    return counts;
-  };
-  const realised = count(({ capability }) => capability);
+  const realised = countBy(tasks, ({ capability }) => capability);
   const asked: Record<string, number> = {};
   const dropped: Record<string, number> = {};
   for (const { report } of made.values()) {
-    for (const split of Object.values(report.generation?.splits ?? {})) {
-      for (const [capability, wanted] of Object.entries(split.asked))
+    for (const part of [...Object.values(report.generation?.splits ?? {}), ...(report.mix ? [report.mix] : [])]) {
+      for (const [capability, wanted] of Object.entries(part.asked))
         asked[capability] = (asked[capability] ?? 0) + wanted;
     }
     for (const [reason, times] of Object.entries(report.dropped)) dropped[reason] = (dropped[reason] ?? 0) + times;
@@ -253,7 +221,7 @@ function bodyOf(tasks: readonly Task[], made: ReadonlyMap<string, MadeTasks>): T
   const named = [...CAPABILITIES, 'unknown'].filter((name) => name in realised || name in asked);
   return {
     tasks: tasks.length,
-    splits: count(({ split }) => split),
+    splits: countBy(tasks, ({ split }) => split),
     mix: Object.fromEntries(named.map((name) => [name, { asked: asked[name] ?? 0, realised: realised[name] ?? 0 }])),
     dropped,
   };

@@ -10,6 +10,7 @@ import {
 } from './check-benchmarks.ts';
 import { checkGates } from './check-gates.ts';
 import { checkEnding, checkHealth, checkStaleness } from './check-health.ts';
+import { isJudged } from './judge.ts';
 import { keyPlaceAt, type Located, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
 import {
@@ -92,6 +93,7 @@ export function checkSpec(experiment: Experiment, root: Located, limits: KnownLi
     checkResources,
     checkIndex,
     checkDemonstrations,
+    checkCapabilities,
     checkJudge,
     checkReuse,
     checkGates,
@@ -239,7 +241,7 @@ function checkFaults({ experiment, report }: Check): void {
   }
 }
 
-function checkShares({ experiment: { tasks }, report, warn }: Check): void {
+function checkShares({ experiment: { tasks }, report }: Check): void {
   const sums: [string, Record<string, number> | undefined][] = [
     ['mix', tasks.mix as Record<string, number> | undefined],
     ['splits', tasks.splits],
@@ -249,16 +251,6 @@ function checkShares({ experiment: { tasks }, report, warn }: Check): void {
     const sum = Object.values(shares).reduce((total, share) => total + share, 0);
     if (Math.abs(sum - 1) > SUM_TOLERANCE)
       report('RANGE', ['tasks', field], `the shares of \`tasks.${field}\` sum to ${Number(sum.toFixed(6))}, not 1`);
-  }
-  const knowsCapabilities = Object.values(tasks.sources).some(
-    (source) => source.kind === 'generated' || source.capability !== undefined,
-  );
-  if (tasks.mix && !knowsCapabilities) {
-    warn(
-      'NO_EFFECT',
-      ['tasks', 'mix'],
-      '`tasks.mix` is about capabilities, and no source is generated or says how they are found',
-    );
   }
 }
 
@@ -466,6 +458,15 @@ function checkReuse({ experiment: { reuse = {}, curriculum }, reportKey }: Check
         `there are no weights of a stage ${quoted(stage)}`,
         didYouMean(stage, Object.keys(curriculum)),
       );
+  }
+}
+
+function checkCapabilities({ experiment: { tasks, judge }, report }: Check): void {
+  for (const [name, source] of Object.entries(tasks.sources)) {
+    if (source.kind === 'generated' || source.capability === undefined || !isJudged(source)) continue;
+    const path = ['tasks', 'sources', name, 'capability'];
+    if ('column' in source.capability) report('VALUE', path, 'is found by the judge or by a column, not by both');
+    else if (judge === undefined) report('REF', [...path, 'judge'], 'there is no section `judge`');
   }
 }
 

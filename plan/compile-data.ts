@@ -3,10 +3,14 @@ import type { Experiment } from '../schemas/experiment.ts';
 import type { CorpusParameters, TaskFields, TaskSource, TasksParameters, Unkeyed } from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
 import { TASK_COLUMNS } from '../schemas/task.ts';
+import { CAPABILITY_PROMPT, isJudged, judgeAddress, judgeParameters } from './judge.ts';
 import { derivedSeed, type NodeList } from './node-list.ts';
 import type { InputFiles } from './spec-inputs.ts';
 import type { ResolvedNames } from './spec-names.ts';
 import { splitOf, tasksNode, trains } from './stages.ts';
+
+type SpecSource = Experiment['tasks']['sources'][string];
+type ImportedSource = Exclude<TaskSource, { kind: 'generated' }>;
 
 /** The only split of a dataset of the profile. */
 export const WHOLE_DATASET = 'all';
@@ -102,9 +106,10 @@ export class DataNodes {
     if (this.#list.has(id)) return id;
     const names = id === 'tasks' ? Object.keys(tasks.sources).sort() : [source as string];
     const isGenerated = names.some((name) => tasks.sources[name]?.kind === 'generated');
+    const asksJudge = names.some((name) => isJudged(tasks.sources[name] as SpecSource));
     const sources = names.map((name) => {
-      const written = tasks.sources[name] as Experiment['tasks']['sources'][string];
-      const own = written.kind === 'generated' ? {} : { capability: written.capability ?? null };
+      const written = tasks.sources[name] as SpecSource;
+      const own = written.kind === 'generated' ? {} : { capability: this.#capability(written) };
       return [name, { ...withoutPath(written), ...own, seed: written.seed ?? derivedSeed(seed, `tasks.${name}`) }];
     });
     const found = this.#filesOf('tasks.sources', tasks.sources, names);
@@ -115,15 +120,27 @@ export class DataNodes {
       inputs: isGenerated ? ['corpus'] : [],
       parameters: {
         sources: Object.fromEntries(sources) as TasksParameters['sources'],
-        mix: isGenerated && tasks.mix ? (tasks.mix as Record<string, number>) : null,
+        mix: (tasks.mix as Record<string, number> | undefined) ?? null,
         splits: tasks.splits,
         limit: tasks.limit ?? null,
         decontaminate: sets.parameters,
       },
       files: [...found.files, ...sets.files],
-      unkeyed: { ...found.unkeyed, paths: { ...found.unkeyed.paths, ...sets.paths } },
+      unkeyed: {
+        ...found.unkeyed,
+        paths: { ...found.unkeyed.paths, ...sets.paths },
+        ...(asksJudge && judgeAddress(this.#spec)),
+      },
       seed: tasks.seed,
+      needs:
+        asksJudge && this.#names.judge ? [{ name: this.#names.judge.model, sha256: this.#names.judge.sha256 }] : [],
     });
+  }
+
+  #capability(source: Exclude<SpecSource, { kind: 'generated' }>): ImportedSource['capability'] {
+    const judge = judgeParameters(this.#spec, this.#names, CAPABILITY_PROMPT);
+    if (isJudged(source) && judge !== null) return { judge };
+    return (source.capability as ImportedSource['capability'] | undefined) ?? null;
   }
 
   /** What training tasks may not overlap with. */

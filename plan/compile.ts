@@ -11,6 +11,7 @@ import {
 } from '../schemas/node-parameters.ts';
 import type { NodeKind, PlanNode } from '../schemas/plan.ts';
 import { type DataInput, DataNodes, WHOLE_DATASET } from './compile-data.ts';
+import { judgeAddress, judgeParameters } from './judge.ts';
 import { KIND_VERSIONS } from './kind-versions.ts';
 import { derivedSeed, NodeList } from './node-list.ts';
 import type { InputFiles } from './spec-inputs.ts';
@@ -330,18 +331,13 @@ class Compiler {
 
   #reward(own: Partial<Experiment['reward']> | undefined): RewardParameters {
     const reward = { ...this.#spec.reward, ...own };
-    const { judge } = this.#names;
-    if (reward.outcome !== 'judge' || !judge || !this.#spec.judge) return { ...reward, judge: null };
-    const { temperature, max_tokens } = this.#spec.judge;
+    if (reward.outcome !== 'judge') return { ...reward, judge: null };
     const prompt = this.#inputs.get('judge.prompt')?.text ?? UNKNOWN_DIGEST;
-    return { ...reward, judge: { ...judge, prompt, temperature, max_tokens } };
+    return { ...reward, judge: judgeParameters(this.#spec, this.#names, prompt) };
   }
 
   /** Where the judge is that a reward asks. */
   #judgeAt(own: Partial<Experiment['reward']> | undefined): Unkeyed {
-    const { judge, reward } = this.#spec;
-    if ((own?.outcome ?? reward.outcome) !== 'judge' || judge?.url === undefined) return {};
-    const { url, api_key, retries, on_failure } = judge;
-    return { judge: { url, ...(api_key && { api_key }), retries, on_failure } };
+    return (own?.outcome ?? this.#spec.reward.outcome) === 'judge' ? judgeAddress(this.#spec) : {};
   }
 }

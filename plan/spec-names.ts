@@ -150,16 +150,9 @@ const someOf = (paths: readonly string[]): string =>
 
 type Unexecuted = Generator<[path: string, what: string]>;
 
-function* unexecutedData({ corpus, tasks }: Experiment): Unexecuted {
+function* unexecutedData({ corpus }: Experiment): Unexecuted {
   for (const [name, { kind }] of Object.entries(corpus.sources)) {
     if (kind === 'wet') yield [`corpus.sources.${name}.kind`, 'reading WET files'];
-  }
-  const imported = Object.values(tasks.sources).filter(({ kind }) => kind !== 'generated');
-  if (tasks.mix && imported.length === Object.keys(tasks.sources).length)
-    yield ['tasks.mix', 'choosing imported questions by capability'];
-  for (const [name, source] of Object.entries(tasks.sources)) {
-    if (source.kind !== 'generated' && source.capability && 'judge' in source.capability)
-      yield [`tasks.sources.${name}.capability`, 'finding the capability by a judge'];
   }
 }
 

@@ -271,7 +271,7 @@ const Index = object(
 const TaskCapability = Type.Unsafe<{ judge: true } | { column: string; map: Record<string, TaskCapabilityName> }>({
   type: 'object',
   properties: {
-    judge: { type: 'boolean', const: true, description: 'The judge says it of each question.' },
+    judge: { type: 'boolean', const: true, description: 'The judge of the spec says it of each question.' },
     column: { type: 'string', minLength: 1, description: 'Column whose value decides.' },
     map: {
       type: 'object',
@@ -347,7 +347,11 @@ const Tasks = object(
             Type.Optional(share({ description: `Share of ${name.replace('_', ' ')} questions.`, unit: 'share' })),
           ]),
         ),
-        { minProperties: 1, description: 'Capabilities of generated questions; the shares sum to 1.' },
+        {
+          minProperties: 1,
+          description:
+            'Capabilities of the questions of each source; the shares sum to 1. Of imported ones as many are taken as have the mix.',
+        },
       ),
     ),
     splits: named(share({ exclusiveMinimum: 0, description: 'Share of the tasks.', unit: 'share' }), {

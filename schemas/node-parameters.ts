@@ -53,7 +53,7 @@ export interface RewardParameters {
 }
 
 export interface JudgeParameters extends PolicyParameters {
-  /** With the slots {question}, {reference} and {answer}. */
+  /** Of a verdict: with the slots {question}, {reference} and {answer}. */
   prompt: string;
   temperature: number;
   max_tokens: number;
@@ -148,13 +148,13 @@ export type TaskSource =
       fields: TaskFields;
       limit: number | null;
       seed: number;
-      /** How the capability is found when no column names it; null when one does. */
-      capability: { judge: true } | { column: string; map: Record<string, Capability> } | null;
+      /** How the capability is found when no column names it; null when one does. The prompt has the slot {question}. */
+      capability: { judge: JudgeParameters } | { column: string; map: Record<string, Capability> } | null;
     });
 
 export interface TasksParameters {
   sources: Record<string, TaskSource>;
-  /** Share of each capability among generated tasks; null when nothing is generated or no mix is asked for. */
+  /** Share of each capability among the tasks of each source; null when no mix is asked for. */
   mix: Record<string, number> | null;
   /** Share of each split; they sum to 1. */
   splits: Record<string, number>;

@@ -136,6 +136,13 @@ create table if not exists steps (
   primary key (stage_key, step)
 );
 
+-- What a judge said, by what it was asked: nobody pays twice, after a crash or in another node.
+create table if not exists judge_replies (
+  asked text primary key, -- SHA-256 of model, settings and prompt
+  node_key text not null, -- who asked first; with its key they go
+  reply text not null
+);
+
 -- Training pools chosen within a stage, by the step after which pass rates were measured again.
 create table if not exists stage_pools (
   stage_key text not null,

@@ -1,10 +1,8 @@
-/** A judge behind an OpenAI-compatible server: one chat completion a verdict, asked again when it fails. */
+/** A judge behind an OpenAI-compatible server: one chat completion a question, asked again when it fails. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import pLimit from 'p-limit';
-import { type JudgedAnswer, judgePrompt, readVerdict } from '../../environments/deep-research/judge.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import type { JudgeParameters } from '../../schemas/node-parameters.ts';
-import type { Verdict } from '../../schemas/trajectory.ts';
 
 export interface JudgeServer {
   /** Base address, such as http://host:8000/v1. */
@@ -12,6 +10,12 @@ export interface JudgeServer {
   apiKey?: string;
   /** Attempts after a failed one. */
   retries: number;
+}
+
+/** What is asked, and what a reply means; null when it decides nothing. */
+export interface Question<T> {
+  prompt: string;
+  read(reply: string): T | null;
 }
 
 /** Requests in flight at a time, from one worker. */
@@ -31,16 +35,16 @@ export class JudgeClient {
    * Null when the judge answered every time and no reply decided anything.
    * Throws JUDGE_UNAVAILABLE when it did not answer, JUDGE_REFUSED when it will not answer such a request.
    */
-  ask(judge: JudgeParameters, answer: JudgedAnswer, signal: AbortSignal): Promise<Verdict | null> {
-    return this.#limit(() => this.#attempts(judge, judgePrompt(judge.prompt, answer), signal));
+  ask<T>(judge: JudgeParameters, question: Question<T>, signal: AbortSignal): Promise<T | null> {
+    return this.#limit(() => this.#attempts(judge, question, signal));
   }
 
-  async #attempts(judge: JudgeParameters, prompt: string, signal: AbortSignal): Promise<Verdict | null> {
+  async #attempts<T>(judge: JudgeParameters, { prompt, read }: Question<T>, signal: AbortSignal): Promise<T | null> {
     for (let attempt = 0; ; attempt += 1) {
       const isLast = attempt >= this.#server.retries;
       try {
-        const verdict = readVerdict(await this.#complete(judge, prompt, signal));
-        if (verdict !== null || isLast) return verdict;
+        const meaning = read(await this.#complete(judge, prompt, signal));
+        if (meaning !== null || isLast) return meaning;
       } catch (error) {
         signal.throwIfAborted();
         if (isLast || (error instanceof ExpError && error.code === 'JUDGE_REFUSED')) throw error;

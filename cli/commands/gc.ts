@@ -79,6 +79,7 @@ const WORDS: Record<string, string> = {
   node_metrics: 'points of curves',
   steps: 'optimizer steps in the ledger',
   stage_pools: 'training pools chosen within stages',
+  judge_replies: 'replies of judges',
   index_shards: 'shards of indexes',
   page_bands: 'bands of near duplicates',
   corpus_pages: 'pages of corpora',

@@ -9,6 +9,7 @@ const TABLES = [
   ['node_metrics', 'key'],
   ['steps', 'stage_key'],
   ['stage_pools', 'stage_key'],
+  ['judge_replies', 'node_key'],
   ['index_shards', 'index_key'],
   ['page_bands', 'corpus_key'],
   ['corpus_pages', 'corpus_key'],

@@ -13,6 +13,7 @@ import { createIndexActivities } from '../../activities/build-index.ts';
 import { createCorpusActivities } from '../../activities/corpus.ts';
 import { createDemonstrationActivities } from '../../activities/demonstrations.ts';
 import type { NodeRef } from '../../activities/index.ts';
+import { Judges } from '../../activities/judges.ts';
 import { createTaskActivities } from '../../activities/make-tasks.ts';
 import type { PassRate } from '../../activities/measure-pass-rates.ts';
 import { PlanReader } from '../../activities/plan-reader.ts';
@@ -70,6 +71,7 @@ async function openDeps() {
     milvus,
     embedders,
     worlds,
+    judges: new Judges({ plans, secret: () => '' }),
     work,
     tokenizers: new Tokenizers((model) => join(modelsDir(), model)),
     progress: async () => {},

@@ -4,6 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { Judges } from '../../activities/judges.ts';
 import { judgePrompt, readVerdict } from '../../environments/deep-research/judge.ts';
+import { capabilityPrompt, readCapability } from '../../environments/deep-research/tasks/capability-judge.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
 
 describe('a reply', () => {
@@ -27,6 +28,27 @@ describe('a reply', () => {
 test('what an answer holds is not read as a slot', () => {
   const slots = { question: 'q', reference: 'r', answer: '{reference} $& {question}' };
   expect(judgePrompt('{question}|{answer}|{reference}', slots)).toBe('q|{reference} $& {question}|r');
+});
+
+describe('a reply to what a question asks for', () => {
+  test.each([
+    ['reasoning: one page\ncapability: direct_retrieval', 'direct_retrieval'],
+    ['**Capability:** Cross-Verification.', 'cross_verification'],
+    ['capability: direct retrieval', 'direct_retrieval'],
+    ['capability: statistics? No: capability: enumeration', 'enumeration'],
+    ['<think>capability: statistics</think>capability: aggregation', 'aggregation'],
+  ])('%j decides', (reply, capability) => {
+    expect(readCapability(reply)).toBe(capability);
+  });
+  test.each(['', 'aggregation', 'capability: none', 'capability: statistics\ncapability: unclear'])(
+    '%j decides nothing',
+    (reply) => {
+      expect(readCapability(reply)).toBeNull();
+    },
+  );
+  test('what a question holds is not read as a slot', () => {
+    expect(capabilityPrompt('{question}!', '$& {question}')).toBe('$& {question}!');
+  });
 });
 
 const closing: (() => void)[] = [];

@@ -11,6 +11,8 @@ const EXPECTED: Record<string, string[]> = {
   'bands-fall': ['RANGE 3:81'],
   base: [],
   'best-of-nothing': ['REQUIRED 4:67'],
+  'capability-by-nobody': ['REF 4:67'],
+  'capability-found-twice': ['VALUE 4:58'],
   'context-beyond-model': ['CONTEXT 4:21'],
   'context-too-small': ['CONTEXT 4:21'],
   'demonstrations-of-nothing': ['REF 18:29'], // in base.yaml, which it extends

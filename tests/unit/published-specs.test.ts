@@ -59,6 +59,32 @@ describe('literesearcher.yaml', () => {
     });
   });
 
+  test('asks for nothing that this version does not execute', async () => {
+    const { unknown } = await planFile(join(ROOT, 'experiments/literesearcher.yaml'), { profile: cluster });
+    expect(unknown.length).toBeGreaterThan(0); // its data is not here
+    expect(unknown.filter((lack) => lack.includes('not executed by this version'))).toEqual([]);
+  });
+
+  test('a judge says what the questions of the first stage ask for: its words decide the key, its address does not', async () => {
+    const plan = await planOf('literesearcher');
+    const { sources, mix } = parametersOf(plan, 'tasks.stage1', 'tasks');
+    expect(mix).toMatchObject({ direct_retrieval: 0.3, statistics: 0.15 });
+    expect(sources['stage1']).toMatchObject({
+      capability: {
+        judge: {
+          model: 'Qwen/Qwen3-32B',
+          prompt: expect.stringMatching(/cross_verification: .*\n[\s\S]*\{question\}/),
+          temperature: 0.1,
+          max_tokens: 1024,
+        },
+      },
+    });
+    expect(nodeOf(plan, 'tasks.stage1').unkeyed).toMatchObject({
+      judge: { url: { env: 'JUDGE_URL' }, retries: 3, on_failure: 'retry_later' },
+    });
+    expect(nodeOf(plan, 'tasks.stage2').unkeyed).not.toHaveProperty('judge');
+  });
+
   test('trains each stage on its own questions, and asks each benchmark its own', async () => {
     const plan = await planOf('literesearcher');
     expect(nodeOf(plan, 'stage1').inputs).toContain('tasks.stage1');

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
 import { CAPABILITIES, type Capability, type Task, type TaskFormat } from '../../../schemas/task.ts';
+import { inMix } from './in-mix.ts';
 import { apportion } from './quotas.ts';
 import { hashFraction } from './seeded.ts';
 
@@ -26,7 +27,7 @@ export interface TaskShape {
   format: TaskFormat;
   fields: TaskColumns;
   /** How the capability is found when no column names it. */
-  capability: { judge: true } | { column: string; map: Readonly<Record<string, Capability>> } | null;
+  capability: { judge: object } | { column: string; map: Readonly<Record<string, Capability>> } | null;
 }
 
 type Row = Record<string, unknown>;
@@ -99,20 +100,28 @@ function capabilityOf(record: Row, { fields, capability: found }: TaskShape): Ca
   return CAPABILITIES.find((capability) => capability === value) ?? 'unknown';
 }
 
-/**
- * Give each task a split, in exact proportion, by a seeded order of ids. A limit keeps the first tasks of that
- * order, so a smaller set is part of a larger one.
- */
-export function splitTasks(
-  tasks: readonly ImportedTask[],
-  options: { splits: Readonly<Record<string, number>>; seed: number; limit: number | null },
-): Task[] {
-  const ordered = tasks
-    .map((task) => ({ task, rank: hashFraction(`${options.seed}/order/${task.task_id}`) }))
+/** In an order that the seed and the ids decide alone. */
+export function inSeededOrder(tasks: readonly ImportedTask[], seed: number): ImportedTask[] {
+  return tasks
+    .map((task) => ({ task, rank: hashFraction(`${seed}/order/${task.task_id}`) }))
     .sort((a, b) => a.rank - b.rank || (a.task.task_id < b.task.task_id ? -1 : 1))
-    .slice(0, options.limit ?? tasks.length)
     .map(({ task }) => task);
-  const counts = apportion(ordered.length, options.splits);
+}
+
+export interface Choice {
+  /** Shares of the capabilities; null takes tasks as they come. */
+  mix: Readonly<Record<string, number>> | null;
+  /** A smaller choice is part of a larger one. */
+  limit: number | null;
+}
+
+/** The first tasks of an order, or the first of each capability in the mix: fewer than the limit where one runs out. */
+export const chooseTasks = (ordered: readonly ImportedTask[], { mix, limit }: Choice): ImportedTask[] =>
+  (mix === null ? ordered : inMix(ordered, mix, ({ capability }) => capability)).slice(0, limit ?? ordered.length);
+
+/** Give each task a split, in exact proportion; each takes a stretch of the order, and so what mix the order has. */
+export function splitTasks(ordered: readonly ImportedTask[], splits: Readonly<Record<string, number>>): Task[] {
+  const counts = apportion(ordered.length, splits);
   const names = Object.keys(counts).flatMap((split) => Array.from({ length: counts[split] as number }, () => split));
   return ordered.map((task, position) => ({ ...task, split: names[position] as string }));
 }
