@@ -149,7 +149,8 @@ async function sampleBatch(
     const grade = await deps.judges.open(node);
     const journaled = await journaledTurns(deps.journal, specs, checkpoint.digest);
     for (const record of [...journaled.values()].flat()) addTurn(taken, record);
-    const isCutOff = ({ cutoff }: RolloutSpec) => cutoff !== null && meter.done >= cutoff * specs.length;
+    // As shares: 0.56 of 25 is more than 14 in binary, and 14 / 25 is 0.56.
+    const isCutOff = ({ cutoff }: RolloutSpec) => cutoff !== null && meter.done / specs.length >= cutoff;
     const rollouts = specs.map(async (spec) => {
       const records = [...(journaled.get(spec.trajectory_id) ?? [])];
       const input = trajectoryInput(spec, { tokenizer, world, lease, checkpoint: checkpoint.digest, call });

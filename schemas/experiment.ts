@@ -1064,7 +1064,8 @@ const RlStage = object({
       cutoff: Type.Optional(
         share({
           exclusiveMinimum: 0,
-          description: 'When this part of a batch is done, the rest is asked for its answers at once.',
+          description:
+            'When this part of a batch (at most 32 trajectories) has ended, each of the others finishes its turn and is asked for its answer.',
           unit: 'share',
         }),
       ),

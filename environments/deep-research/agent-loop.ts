@@ -313,13 +313,15 @@ async function observe(
     termination,
   });
   // Nobody would read the observation: the tool is not even run.
-  const limit = state.limitAfter(actionIds, 0, { turn, isCutOff: input.isCutOff?.() ?? false });
+  const isCutOff = (): boolean => input.isCutOff?.() ?? false;
+  const limit = state.limitAfter(actionIds, 0, { turn, isCutOff: isCutOff() });
   if (limit !== null && (limit !== 'context' || state.makeRoom(actionIds, NOTHING, turn) === null)) return force(limit);
 
   const told = await tell(input, action, turn);
   const observation = state.observe(actionIds, told);
-  const full = state.limitAfter(actionIds, observation.token_ids.length, { turn, isCutOff: false });
+  const full = state.limitAfter(actionIds, observation.token_ids.length, { turn, isCutOff: isCutOff() });
   if (full === null) return { observation, termination: null };
+  if (full === 'cutoff') return force(full); // it came while the tool ran
   const room = state.makeRoom(actionIds, told, turn);
   return room === null ? force(full) : { ...room, termination: null };
 }
