@@ -49,6 +49,11 @@ export interface Dialect {
     options: CallOptions,
   ): Promise<Sampled>;
   probe(http: EngineHttp, asked: { boot: string; ids: readonly number[] }, options: CallOptions): Promise<Served>;
+  score(
+    http: EngineHttp,
+    asked: { boot: string; ids: readonly number[]; from: number },
+    options: CallOptions,
+  ): Promise<number[]>;
   loadWeights(http: EngineHttp, asked: { boot: string; directory: string }, options: CallOptions): Promise<void>;
 }
 
@@ -107,6 +112,14 @@ export class EngineClient {
   /** Logprobs of a prompt under the weights served now. Throws BootChanged when the engine is no longer `boot`. */
   async probe(boot: string, ids: readonly number[], options: CallOptions = {}): Promise<Served> {
     return this.#retrying(options, () => this.#dialect.probe(this.#http, { boot, ids }, options));
+  }
+
+  /**
+   * Logprobs of `ids[from]` and all after it, each given the ids before it, at temperature 1; `from` is at least 1.
+   * Throws BootChanged when the engine is no longer `boot`.
+   */
+  async score(boot: string, ids: readonly number[], from: number, options: CallOptions = {}): Promise<number[]> {
+    return this.#retrying(options, () => this.#dialect.score(this.#http, { boot, ids, from }, options));
   }
 
   /**

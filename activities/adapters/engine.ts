@@ -10,6 +10,7 @@ import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Pool } from 'pg';
 import type { Completion, Sample, SampleRequest } from '../../environments/deep-research/agent-loop.ts';
+import type { ScorePrompt } from '../../environments/deep-research/beliefs.ts';
 import type { Checkpoint } from '../../schemas/checkpoint.ts';
 import { ExpError } from '../../schemas/errors.ts';
 import { withAdvisoryLock } from './advisory-lock.ts';
@@ -367,10 +368,10 @@ export class EngineLease {
     };
   }
 
-  /** Log-probabilities of all ids but the first under the leased weights, at temperature 1 whatever is sampled at. */
-  scorer(call: CallOptions = {}): (ids: readonly number[]) => Promise<number[]> {
-    return async (ids) => {
-      const { logprobs } = await this.#served(call, (boot) => this.#deps.client.probe(boot, ids, call));
+  /** Log-probabilities of ids under the leased weights, at temperature 1 whatever is sampled at. */
+  scorer(call: CallOptions = {}): ScorePrompt {
+    return async (ids, from) => {
+      const logprobs = await this.#served(call, (boot) => this.#deps.client.score(boot, ids, from, call));
       call.onTokens?.(0);
       return logprobs;
     };

@@ -6,6 +6,7 @@
  *   from a server that started again since.
  * - A logprob is log_softmax(logits / temperature): after temperature, before top_p. With SGLANG_RETURN_ORIGINAL_LOGPROB
  *   set it would be before temperature, which is wrong for training: leave that unset.
+ * - Logprobs of a prompt are at temperature 1 whatever is sampled at.
  * - The seed of a request is honoured only with `--enable-deterministic-inference`; a turn that is sampled again may
  *   differ without it. What was journaled is never sampled again.
  * - An answer comes whole: streamed, every part would repeat all logprobs before it.
@@ -70,6 +71,22 @@ export const sglang: Dialect = {
       .slice(1)
       .map(([logprob, id], index) => (id === ids[index + 1] && logprob !== null ? logprob : Number.NaN));
     return { logprobs, build: await buildOf(http, options) };
+  },
+
+  /**
+   * Answered are the ids from `logprob_start_len` on, the first of them without a logprob; what comes before that is taken
+   * from the prefix cache, so that a belief costs a forward of the pseudo-answer.
+   */
+  async score(http, { boot, ids, from }, options) {
+    const sampling_params = { max_new_tokens: 1, temperature: 1 };
+    const body = { input_ids: ids, sampling_params, ...LOGPROBS, logprob_start_len: from - 1 };
+    const { input_token_logprobs = [] } = await generate(http, boot, body, options);
+    const scored = input_token_logprobs.slice(1);
+    const isWhole =
+      scored.length === ids.length - from &&
+      scored.every(([logprob, id], at) => id === ids[from + at] && logprob !== null);
+    if (!isWhole) throw new Refusal(502, `it gave no logprobs of the ids from ${from} to ${ids.length}`);
+    return scored.map(([logprob]) => logprob as number);
   },
 
   async loadWeights(http, { boot, directory }, options) {

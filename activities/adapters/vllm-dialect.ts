@@ -5,8 +5,8 @@
  * (docs/decisions/0002). With `--logprobs-mode processed_logprobs` a logprob is that of the distribution the token was
  * drawn from: after temperature, and with top_p below 1 after truncation, renormalised (docs/decisions/0017).
  */
-import type { Dialect, Sampled } from './engine-client.ts';
-import { BootChanged, Refusal } from './engine-http.ts';
+import type { Dialect, Sampled, Served } from './engine-client.ts';
+import { BootChanged, type CallOptions, type EngineHttp, Refusal } from './engine-http.ts';
 
 interface Part {
   choices: { token_ids: number[]; logprobs: { token_logprobs: number[] } | null; finish_reason: string | null }[];
@@ -57,23 +57,11 @@ export const vllm: Dialect = {
       return sampled;
     }),
 
-  probe: (http, { boot, ids }, options) =>
-    orBootChanged(async () => {
-      const answer = await http.json<{
-        system_fingerprint?: string;
-        choices: { prompt_logprobs: (Record<string, { logprob: number }> | null)[] }[];
-      }>(
-        'POST',
-        '/v1/completions',
-        { model: boot, prompt: ids, max_tokens: 1, temperature: 1, prompt_logprobs: 0, return_token_ids: true },
-        options,
-      );
-      const positions = answer.choices[0]?.prompt_logprobs ?? [];
-      const logprobs = positions
-        .slice(1)
-        .map((position, index) => position?.[String(ids[index + 1])]?.logprob ?? Number.NaN);
-      return { logprobs, build: answer.system_fingerprint ?? 'vllm' };
-    }),
+  probe: (http, asked, options) => promptLogprobs(http, asked, options),
+
+  /** The whole prompt is computed anew: for its logprobs the prefix cache is not used. */
+  score: async (http, { from, ...asked }, options) =>
+    (await promptLogprobs(http, asked, options)).logprobs.slice(from - 1),
 
   async loadWeights(http, { directory }, options) {
     await http.json('POST', '/pause?mode=abort&clear_cache=true', undefined, options);
@@ -84,6 +72,28 @@ export const vllm: Dialect = {
     await http.json('POST', '/resume', undefined, options);
   },
 };
+
+const promptLogprobs = (
+  http: EngineHttp,
+  { boot, ids }: { boot: string; ids: readonly number[] },
+  options: CallOptions,
+): Promise<Served> =>
+  orBootChanged(async () => {
+    const answer = await http.json<{
+      system_fingerprint?: string;
+      choices: { prompt_logprobs: (Record<string, { logprob: number }> | null)[] }[];
+    }>(
+      'POST',
+      '/v1/completions',
+      { model: boot, prompt: ids, max_tokens: 1, temperature: 1, prompt_logprobs: 0, return_token_ids: true },
+      options,
+    );
+    const positions = answer.choices[0]?.prompt_logprobs ?? [];
+    const logprobs = positions
+      .slice(1)
+      .map((position, index) => position?.[String(ids[index + 1])]?.logprob ?? Number.NaN);
+    return { logprobs, build: answer.system_fingerprint ?? 'vllm' };
+  });
 
 async function orBootChanged<T>(call: () => Promise<T>): Promise<T> {
   try {

@@ -51,7 +51,7 @@ const trajectories = lengths.map(trajectoryOf(await documentation()));
 const byEngine = await withEngine(async (client) => {
   const { boot } = await client.info();
   const believe = async (ids: readonly number[]): Promise<number> =>
-    beliefOf((await client.probe(boot, [...ids, ...pseudo.token_ids])).logprobs, ids.length, pseudo);
+    beliefOf(await client.score(boot, [...ids, ...pseudo.token_ids], ids.length), pseudo);
   const found: Measured[] = [];
   for (const { length, token_ids, boundaries } of trajectories) {
     const contexts = boundaries.map((boundary) => token_ids.slice(0, boundary));

@@ -5,15 +5,15 @@ import { type PseudoAnswer, renderPseudoAnswer, type Tokenizer } from './prompt.
 
 /** Which beliefs are wanted. */
 export type BeliefScope = Pick<IgpoSettings, 'scope' | 'every'>;
-/** Log-probabilities of all ids but the first, in nats. */
-export type ScorePrompt = (ids: readonly number[]) => Promise<number[]>;
+/** Log-probabilities of the ids from a position on, in nats; what is before it need not be scored. */
+export type ScorePrompt = (ids: readonly number[], from: number) => Promise<number[]>;
 
 /** Measures the belief before a turn with a policy that scores prompts; null where none is wanted. */
 export function believer(t: Tokenizer, answer: string, wanted: BeliefScope, score: ScorePrompt) {
   const pseudo = renderPseudoAnswer(t, referenceText(answer));
   return (ids: readonly number[], turn: number, toolBefore: string | null): Promise<number> | null =>
     isMeasured(turn, toolBefore, wanted)
-      ? score([...ids, ...pseudo.token_ids]).then((logprobs) => beliefOf(logprobs, ids.length, pseudo))
+      ? score([...ids, ...pseudo.token_ids], ids.length).then((logprobs) => beliefOf(logprobs, pseudo))
       : null;
 }
 
@@ -31,11 +31,10 @@ export function referenceText(answer: string): string {
 /**
  * Mean log-probability, in nats, of the reference answer's tokens.
  *
- * @param logprobs of the ids of a context and the pseudo-answer after it, without that of the very first id
- * @param contextLength number of ids before the pseudo-answer
+ * @param logprobs of the ids of the pseudo-answer after its context
  */
-export function beliefOf(logprobs: readonly number[], contextLength: number, { mask }: PseudoAnswer): number {
-  const marked = mask.flatMap((bit, at) => (bit === 1 ? [logprobs[contextLength + at - 1] ?? Number.NaN] : []));
+export function beliefOf(logprobs: readonly number[], { mask }: Pick<PseudoAnswer, 'mask'>): number {
+  const marked = mask.flatMap((bit, at) => (bit === 1 ? [logprobs[at] ?? Number.NaN] : []));
   return marked.reduce((sum, value) => sum + value, 0) / marked.length;
 }
 

@@ -133,8 +133,8 @@ describe('an engine lease', () => {
     const client = new EngineClient(address as never);
     const { boot } = await client.info();
     expect(boot).toMatch(/^boot-/);
-    const scored = await client.probe(boot, [...prompt(), ...completion.token_ids]);
-    const again = scored.logprobs.slice(prompt().length - 1);
+    const again = await client.score(boot, [...prompt(), ...completion.token_ids], prompt().length);
+    expect(again).toHaveLength(completion.token_ids.length);
     for (const [index, logprob] of completion.logprobs.entries())
       expect(Math.abs(logprob - (again[index] ?? Number.NaN))).toBeLessThan(0.1);
     await client.close();

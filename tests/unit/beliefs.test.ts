@@ -59,16 +59,16 @@ describe('the pseudo-answer', () => {
 });
 
 test('a belief is the mean over the span, of whatever came before it', () => {
-  const pseudo = { token_ids: [7, 8, 9, 10], mask: [0, 1, 1, 0] };
-  // Three ids of context: the logprobs begin with that of the second.
-  expect(beliefOf([-9, -9, -7, -1, -2, -10], 3, pseudo)).toBe(-1.5);
+  expect(beliefOf([-7, -1, -2, -10], { mask: [0, 1, 1, 0] })).toBe(-1.5);
 });
 
 test('what is scored is the context and the pseudo-answer, and only where a belief is wanted', async () => {
   const asked: number[][] = [];
-  const score = async (ids: readonly number[]) => {
+  const starts: number[] = [];
+  const score = async (ids: readonly number[], from: number) => {
     asked.push([...ids]);
-    return ids.slice(1).map(() => -2);
+    starts.push(from);
+    return ids.slice(from).map(() => -2);
   };
   const believe = believer(t, 'MIT<|answer_split|>ISC', { scope: ['visit'], every: 1 }, score);
   expect(believe([1, 2, 3], 1, 'search')).toBeNull();
@@ -78,6 +78,7 @@ test('what is scored is the context and the pseudo-answer, and only where a beli
     [1, 2, 3, ...renderPseudoAnswer(t, 'MIT').token_ids],
     [1, 2, 3, 4, ...renderPseudoAnswer(t, 'MIT').token_ids],
   ]);
+  expect(starts).toEqual([3, 4]);
 });
 
 test.each([

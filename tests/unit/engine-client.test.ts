@@ -54,6 +54,12 @@ test('a stream of parts is one completion', async () => {
   expect(await complete()).toEqual({ token_ids: [5, 6, 2], logprobs: [-0.5, -0.5, -0.5] });
 });
 
+test('a score is the logprobs of the ids from a position on', async () => {
+  const prompt_logprobs = [null, { 8: { logprob: -1 } }, { 9: { logprob: -2 } }, { 10: { logprob: -3 } }];
+  const { client } = await engine((response) => response.end(JSON.stringify({ choices: [{ prompt_logprobs }] })));
+  expect(await client.score('boot-1', [7, 8, 9, 10], 2)).toEqual([-2, -3]);
+});
+
 test('a part that is torn between two packets is read whole', async () => {
   const { complete } = await engine((response) => {
     const text = `${part([5, 6])}${part([2], 'stop')}`;

@@ -41,8 +41,11 @@ async function sglang(overrides: Record<string, (call: Call) => Reply> = {}) {
             [-0.25, 6, null],
             [-0.125, 2, null],
           ],
-          ...(body.logprob_start_len === 0 && {
-            input_token_logprobs: body.input_ids.map((id: number, at: number) => [at === 0 ? null : -at, id, null]),
+          // Of the ids from there on, the first without a logprob (scheduler_output_processor_mixin.py).
+          ...(body.logprob_start_len >= 0 && {
+            input_token_logprobs: body.input_ids
+              .slice(body.logprob_start_len)
+              .map((id: number, at: number) => [at === 0 ? null : -(body.logprob_start_len + at), id, null]),
           }),
         },
       },
@@ -141,6 +144,58 @@ test('the probe is the logprobs of the prompt, without its first token', async (
   const served = await client.probe('default', [7, 8, 9]);
   expect(served).toEqual({ logprobs: [-1, -2], build: 'sglang 0.5.3 bfloat16 tp2' });
   expect(asked('POST /generate')[0]).toMatchObject({ logprob_start_len: 0, sampling_params: { temperature: 1 } });
+});
+
+describe('a score of the last ids of a prompt', () => {
+  test('asks for their logprobs alone, so that what comes before is taken from the prefix cache', async () => {
+    const { client, asked } = await sglang();
+    // Position 3 and 4 of the prompt; each logprob of this server is minus its position.
+    expect(await client.score('default', [7, 8, 9, 10, 11], 3)).toEqual([-3, -4]);
+    expect(asked('POST /generate')).toEqual([
+      {
+        input_ids: [7, 8, 9, 10, 11],
+        sampling_params: { max_new_tokens: 1, temperature: 1 },
+        return_logprob: true,
+        logprob_start_len: 2,
+        stream: false,
+      },
+    ]);
+    expect(asked('GET /server_info')).toEqual([]);
+  });
+
+  test.each([
+    [
+      'too few',
+      [
+        [null, 9, null],
+        [-1, 10, null],
+      ],
+    ],
+    [
+      'of other ids',
+      [
+        [null, 9, null],
+        [-1, 10, null],
+        [-2, 12, null],
+      ],
+    ],
+    [
+      'without a number',
+      [
+        [null, 9, null],
+        [-1, 10, null],
+        [null, 11, null],
+      ],
+    ],
+  ])('is no score when logprobs are %s: a belief of nothing would be a gain of nothing', async (_, given) => {
+    const { client } = await sglang(answering({ ...sound, input_token_logprobs: given }));
+    await expect(client.score('default', [7, 8, 9, 10, 11], 3)).rejects.toThrow('no logprobs of the ids from 3 to 5');
+  });
+
+  test('of weights that are not ours is refused', async () => {
+    const { client } = await sglang();
+    await expect(client.score('boot-1', [7, 8], 1)).rejects.toBeInstanceOf(BootChanged);
+  });
 });
 
 test('loaded weights are named, what is in flight is aborted, the cache is flushed', async () => {
