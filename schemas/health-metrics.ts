@@ -1,4 +1,8 @@
-/** Curves of an rl stage that a limit may be set on, each recorded at every step where it applies. */
+/**
+ * Curves of an rl stage that a limit may be set on and that a report may show by name, each recorded at every step where it
+ * applies. Those below `train/` are what the trainer answers to `step` (trainer/tests/test_step.py), those below `rollout/`
+ * what a batch is planned with (tests/unit/context.test.ts).
+ */
 export const HEALTH_METRICS = [
   'train/entropy',
   'train/clip_share',

@@ -3,6 +3,10 @@
  * Nodes are named as in `exp logs`: by their id, with the arm before it where arms have different nodes of that id.
  */
 import type { BenchmarkBody, CorpusBody, ProfileBody, TasksBody, TrajectoriesBody } from '../../schemas/artifact.ts';
+import type { HEALTH_METRICS } from '../../schemas/health-metrics.ts';
+
+/** A curve that the trainer or the rollouts of a stage record: what the page asks for by name must be one. */
+export type StageMetric = (typeof HEALTH_METRICS)[number];
 
 export interface RunReport {
   run: ReportedRun;

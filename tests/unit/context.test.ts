@@ -25,6 +25,7 @@ import {
   type Tokenizer,
 } from '../../environments/deep-research/prompt.ts';
 import type { World } from '../../environments/environment.ts';
+import { HEALTH_METRICS } from '../../schemas/health-metrics.ts';
 import type { Task } from '../../schemas/task.ts';
 import { modelsDir } from '../../services/home.ts';
 
@@ -370,6 +371,9 @@ test('what trains is what was sampled: tool calls, malformed and cut turns, forc
     }
     const { rows, metrics } = await trainingBatch(trajectories);
     expect(metrics['rollout/trajectories']).toBe(scripts.length);
+    expect(Object.keys(metrics)).toEqual(
+      expect.arrayContaining(HEALTH_METRICS.filter((name) => name.startsWith('rollout/'))),
+    );
     expect(metrics['rollout/turns']).toBe([...sampled.values()].flat().length / scripts.length);
 
     const trained = rows.flatMap(({ sequence_id, token_ids, mask, behavior_logprobs }) =>

@@ -1,6 +1,7 @@
 """Properties of one optimizer step on a real, tiny model."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,15 @@ def take_step(policy: Policy, sequences: list, spec: dict, learning_rate: float 
         checkpoint_activations=None,
         progress=Progress(),
     )
+
+
+def test_every_curve_of_training_that_may_be_limited_or_shown_is_one_that_a_step_measures(
+    policy: Policy, sequences_of: Callable
+) -> None:
+    names = Path(__file__).parents[2] / "schemas" / "health-metrics.ts"
+    asked = set(re.findall(r"'train/(\w+)'", names.read_text()))
+    assert "kl_reference" in asked
+    assert asked - set(take_step(policy, sequences_of(make_rows(4)), PPO)) == set()
 
 
 def test_later_updates_take_their_ratios_to_the_policy_before_the_first(base_dir: Path, sequences_of: Callable) -> None:

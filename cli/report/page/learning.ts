@@ -3,19 +3,9 @@ import { barY, dot, lineY, type PlotOptions, ruleY } from '@observablehq/plot';
 import type { PassRates, RunReport, StageCurves } from '../document.ts';
 import { el, lazily, section, type Table, table } from './dom.ts';
 import { draw, figure, SERIES } from './figure.ts';
+import { FIRST_CURVES } from './first-curves.ts';
 import { number, words } from './format.ts';
 
-/** Shown at once, in this order; the others when asked for. */
-const FIRST = [
-  'rollout/pass_rate',
-  'rollout/reward',
-  'rollout/answered',
-  'rollout/turns',
-  'train/loss',
-  'train/kl',
-  'train/grad_norm',
-  'rollout/action_tokens',
-];
 const DASHES = ['none', '6 3', '2 3', '8 3 2 3'];
 
 export function learning({ curves, profiles }: RunReport): HTMLElement {
@@ -38,10 +28,11 @@ const stageOf = (node: string): string => node.slice(node.lastIndexOf('/') + 1);
 
 function stageCurves(stage: string, curves: readonly StageCurves[]): HTMLElement {
   const names = [...new Set(curves.flatMap(({ metrics }) => Object.keys(metrics)))];
-  const rank = (name: string): number => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
+  const first: readonly string[] = FIRST_CURVES;
+  const rank = (name: string): number => (first.includes(name) ? first.indexOf(name) : first.length);
   const ordered = names.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
-  const shown = ordered.filter((name) => FIRST.includes(name));
-  const others = ordered.filter((name) => !FIRST.includes(name));
+  const shown = ordered.filter((name) => first.includes(name));
+  const others = ordered.filter((name) => !first.includes(name));
   const grid = (metrics: readonly string[]): HTMLElement =>
     el('div', { class: 'grid' }, ...metrics.map((metric) => curve(metric, curves)));
   return el(
