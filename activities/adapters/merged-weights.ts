@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, stat } from 'node:fs/promises';
+import { mkdir, stat, utimes } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { type Checkpoint, linksOf } from '../../schemas/checkpoint.ts';
@@ -40,6 +40,8 @@ export class MergedWeights {
   /** The directory of a checkpoint, made from its adapters if it is not there. */
   async directory(checkpoint: Checkpoint): Promise<string> {
     const path = this.path(checkpoint);
+    const now = new Date();
+    await utimes(join(path, 'probe.json'), now, now).catch(() => {}); // `exp gc` leaves alone what was used lately
     if (await isThere(join(path, 'probe.json'))) return path;
     const making = this.#making.get(path) ?? this.#merge(checkpoint, path).finally(() => this.#making.delete(path));
     this.#making.set(path, making);

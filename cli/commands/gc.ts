@@ -1,5 +1,7 @@
+import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { ExitCode, ExpError } from '../../schemas/errors.ts';
+import { home } from '../../services/home.ts';
 import type { Command, CommandIo } from '../command.ts';
 import { type Collected, collectGarbage } from '../garbage/collect.ts';
 import { withStack } from '../open-stack.ts';
@@ -19,7 +21,8 @@ export const command: Command = {
   --json          {applied, runs, amounts: {NAME: {count, bytes}}, left}
 
 Without a rule every run is kept, and only what none of them refers to goes. Always kept: active runs and all they need,
-runs that ended within the last hour, worlds built by name, what MLflow was not sent yet. A run that is dropped can
+runs that ended within the last hour, worlds built by name, what MLflow was not sent yet. Weights merged for serving go when
+no engine serves them and nobody asked for them within the last hour, whatever run they are of: they are made again. A run that is dropped can
 neither be resumed nor compared any more; what MLflow has of it stays there.`,
 
   async run(argv, io) {
@@ -52,7 +55,11 @@ neither be resumed nor compared any more; what MLflow has of it stays there.`,
       const pool = new pg.Pool({ connectionString: connections.postgres.url, max: 4, application_name: 'exp gc' });
       const milvus = connectMilvus(connections.milvus);
       try {
-        const collected = await collectGarbage({ pool, store, milvus }, policy, apply);
+        const collected = await collectGarbage(
+          { pool, store, milvus, merged: join(home(), 'cache', 'merged') },
+          policy,
+          apply,
+        );
         if (json) io.out(JSON.stringify({ applied: apply, ...collected }));
         else show(collected, apply, io);
         return ExitCode.done;
@@ -87,6 +94,7 @@ const WORDS: Record<string, string> = {
   collections: 'Milvus collections',
   turns: 'journaled turns',
   rollout_shards: 'shards of rollouts',
+  merged_weights: 'merged weights on this machine',
   blobs: 'blobs',
 };
 

@@ -11,6 +11,7 @@ import type { Manifest } from '../../schemas/artifact.ts';
 import { namedBlobs, oldestInUse, sweepBlobs } from './blobs.ts';
 import { droppedRuns, type KeepPolicy, KeptKeys } from './kept-runs.ts';
 import { whileCollecting } from './lock.ts';
+import { servedCheckpoints, sweepMergedWeights } from './merged-weights.ts';
 import { type Amount, deleteRows, indexKeys, measureRows, recentKeys, storedKeys } from './node-rows.ts';
 import { deletePages, measurePages } from './pages.ts';
 import { deleteRolloutGarbage, findRolloutGarbage } from './rollout-data.ts';
@@ -20,6 +21,8 @@ export interface CollectDeps {
   pool: Pool;
   store: ArtifactStore;
   milvus: MilvusClient;
+  /** Where merged weights are, below a folder for each number format. */
+  merged: string;
 }
 
 export interface Collected {
@@ -49,6 +52,7 @@ async function look(deps: CollectDeps, policy: KeepPolicy): Promise<Collected> {
     collections: { count: (await collectionsThere(deps, indexes)).length, bytes: null },
     turns: rollouts.turns,
     rollout_shards: rollouts.shards,
+    merged_weights: await sweepMerged(deps, policy, false),
   };
   return report(runs, amounts, swept);
 }
@@ -69,12 +73,16 @@ async function collect(deps: CollectDeps, policy: KeepPolicy): Promise<Collected
   for (const key of keys) await deleteKey(deps, key, indexes.includes(key), kept);
   await deleteRolloutGarbage(pool, rollouts);
   amounts['pages'] = await deletePages(pool);
+  amounts['merged_weights'] = await sweepMerged(deps, policy, true);
 
   // Named by what is there now: a run that came meanwhile has its rows, and what it stored is young.
   const named = await namedBlobs(pool, store, { runs: [], keys: [], requests: [] });
   const before = await oldestInUse(pool, policy.grace);
   return report(runs, amounts, await sweepBlobs(store, named, { before, apply: true }));
 }
+
+const sweepMerged = async ({ pool, merged }: CollectDeps, { grace }: KeepPolicy, apply: boolean): Promise<Amount> =>
+  sweepMergedWeights(merged, await servedCheckpoints(pool), { before: grace, apply });
 
 function report(runs: string[], amounts: Record<string, Amount>, blobs: Amount | null): Collected {
   if (blobs !== null) return { runs, amounts: { ...amounts, blobs }, left: [] };

@@ -1,5 +1,5 @@
 // Collecting garbage on real PostgreSQL and Milvus Lite: what is kept stays whole, what is dropped is gone everywhere.
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -29,9 +29,11 @@ let services: TestStack;
 let stack: Stack;
 let milvus: MilvusClient;
 let folder: string;
+let merged: string;
 
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'exp-gc-'));
+  merged = join(folder, 'merged');
   services = await startStack(['postgres', 'milvus']);
   stack = (await connectStack(services.connections)) as Stack;
   milvus = connectMilvus(services.connections.milvus);
@@ -45,7 +47,7 @@ afterAll(async () => {
 });
 
 const collect = (runs: number | null, apply: boolean) =>
-  collectGarbage({ pool: stack.pool, store: stack.store, milvus }, policy(runs), apply);
+  collectGarbage({ pool: stack.pool, store: stack.store, milvus, merged }, policy(runs), apply);
 
 /** Pages of these names, in PostgreSQL as the corpus activity brings them there. */
 async function corpusOf(key: string, names: readonly string[]): Promise<CorpusBody> {
@@ -241,4 +243,20 @@ test('without a rule every run is kept', async () => {
 
 test('nothing is collected while a world is built by hand', async () => {
   await whileNobodyCollects(stack.pool, () => expect(collect(null, true)).rejects.toThrow('GC_BUSY'));
+});
+
+test('merged weights that an engine serves, or has just served, stay', async () => {
+  const cache = join(merged, 'bfloat16');
+  const [served, replaced, unused] = ['served', 'replaced', 'unused'].map(contentKey) as [string, string, string];
+  for (const name of [served, replaced, unused]) {
+    mkdirSync(join(cache, name), { recursive: true });
+    writeFileSync(join(cache, name, 'probe.json'), '{}');
+  }
+  await stack.pool.query(`insert into leases (resource, state) values ('engine/e', $1), ('trainer/t', $2)`, [
+    JSON.stringify({ boot: 'b', checkpoint: served, replacing: { model_dir: join(cache, replaced), logprobs: [] } }),
+    JSON.stringify({ stage: unused }),
+  ]);
+  const { amounts } = await collect(null, true);
+  expect(amounts['merged_weights']).toEqual({ count: 1, bytes: 2 });
+  expect(readdirSync(cache).sort()).toEqual([served, replaced].sort());
 });
