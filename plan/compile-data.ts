@@ -2,7 +2,7 @@
 import type { Experiment } from '../schemas/experiment.ts';
 import type { CorpusParameters, TaskFields, TaskSource, TasksParameters, Unkeyed } from '../schemas/node-parameters.ts';
 import type { PlanNode } from '../schemas/plan.ts';
-import { TASK_COLUMNS } from '../schemas/task.ts';
+import { TASK_COLUMNS } from '../schemas/task-columns.ts';
 import { CAPABILITY_PROMPT, isJudged, judgeAddress, judgeParameters } from './judge.ts';
 import { derivedSeed, type NodeList } from './node-list.ts';
 import type { InputFiles } from './spec-inputs.ts';

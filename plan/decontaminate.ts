@@ -5,7 +5,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import type { Experiment } from '../schemas/experiment.ts';
 import { BenchmarkQuestions, OverlapReport } from '../schemas/overlap.ts';
-import { TASK_COLUMNS } from '../schemas/task.ts';
+import { TASK_COLUMNS } from '../schemas/task-columns.ts';
 import { type Located, placeAt } from './located.ts';
 import { type Problem, problem } from './problem.ts';
 import type { InputFiles } from './spec-inputs.ts';

@@ -3,7 +3,6 @@ import { createHash } from 'node:crypto';
 import { constants, existsSync } from 'node:fs';
 import { type FileHandle, mkdir, open, readFile, readlink, realpath, rename, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { glob } from 'tinyglobby';
 import { contentKey } from '../schemas/canonical.ts';
 import { fixedPart, isBelow, isGlob } from './input-paths.ts';
 
@@ -70,6 +69,7 @@ export class FileDigests {
     const base = fixedPart(path);
     if (!existsSync(base)) return { status: 'absent' };
     const pattern = isGlob(path) ? path.slice(base.length).replace(/^\//, '') : '**/*';
+    const { glob } = await import('tinyglobby'); // few specs name folders, and it takes a while to load
     const names = (await glob(pattern, { cwd: base, dot: false, followSymbolicLinks: false })).sort();
     const listing: [string, string][] = [];
     for (const name of names) {

@@ -10,7 +10,8 @@
  */
 import { type Static, type TObject, type TProperties, type TSchema, Type } from 'typebox';
 import { ALGORITHMS, IGPO_MEASURES, IGPO_NORMALIZATIONS, IGPO_PRESET_NAMES, LOSS_AGGREGATIONS } from './algorithms.ts';
-import { CAPABILITIES, TASK_COLUMNS, TASK_FORMATS } from './task.ts';
+import { CAPABILITIES, TASK_FORMATS } from './task.ts';
+import { TASK_COLUMNS } from './task-columns.ts';
 
 export const NAME_PATTERN = '^[a-z][a-z0-9_]{0,62}$';
 /** Names of devices on some file systems, and of node ids that a stage would collide with. */

@@ -1,5 +1,5 @@
 import { type Static, Type } from 'typebox';
-import { TASK_COLUMNS } from './task.ts';
+import { TASK_COLUMNS } from './task-columns.ts';
 
 const closed = { additionalProperties: false } as const;
 

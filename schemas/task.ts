@@ -11,17 +11,6 @@ export const CAPABILITIES = [
 export const Capability = Type.Union(CAPABILITIES.map((name) => Type.Literal(name)));
 export type Capability = (typeof CAPABILITIES)[number];
 
-/** Columns of a file of questions, unless it is said that they are called otherwise. */
-export const TASK_COLUMNS = {
-  id: 'id',
-  question: 'question',
-  answer: 'answer',
-  aliases: 'aliases',
-  gold_ids: 'gold_doc_ids',
-  deny_urls: 'deny_urls',
-  capability: 'capability',
-} as const;
-
 /** Shapes in which questions are published. */
 export const TASK_FORMATS = ['columns', 'literesearcher'] as const;
 export type TaskFormat = (typeof TASK_FORMATS)[number];

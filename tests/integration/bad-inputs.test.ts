@@ -11,6 +11,18 @@ const MAX_CPU_SECONDS = 3;
 const MAX_MEBIBYTES = 250;
 const MAX_BYTES = 4096;
 
+/** A module that makes the import of TypeBox fail. */
+const REFUSE_TYPEBOX = asModule(
+  `import { register } from 'node:module'; register(${JSON.stringify(
+    asModule(
+      "export function load(url, context, next) { if (url.includes('/typebox/')) throw new Error(url); return next(url, context); }",
+    ),
+  )});`,
+);
+function asModule(code: string): string {
+  return `data:text/javascript,${encodeURIComponent(code)}`;
+}
+
 let folder: string;
 const newFolder = (): string => mkdtempSync(join(folder, 'spec-'));
 /** The first input of each row, through a process. */
@@ -80,4 +92,11 @@ test('B30: exp plan -o overwrites nothing but the very same plan', async () => {
   const other = await plan('+seed=3');
   expect(other.code).toBe(2);
   expect(other.err).toMatch(new RegExp(`^${out}: EXISTS: `));
+});
+
+test('validating loads no TypeBox, which takes longer than all the rest', async () => {
+  const { code, err } = await measureCli(['validate', join(PROBLEM_SPECS, 'base.yaml')], {
+    NODE_OPTIONS: `--import=${REFUSE_TYPEBOX}`,
+  });
+  expect({ code, err }).toEqual({ code: 0, err: '' });
 });

@@ -8,7 +8,7 @@ import {
   taskOfRow,
 } from '../../environments/deep-research/tasks/import-tasks.ts';
 import { countsInMix } from '../../environments/deep-research/tasks/in-mix.ts';
-import { TASK_COLUMNS } from '../../schemas/task.ts';
+import { TASK_COLUMNS } from '../../schemas/task-columns.ts';
 
 const shape: TaskShape = { format: 'columns', fields: TASK_COLUMNS, capability: null };
 const read = (row: unknown) => taskOfRow(row, shape, 'hotpot');
