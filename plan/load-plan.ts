@@ -11,7 +11,7 @@ import { type ContaminationCheck, checkContamination } from './decontaminate.ts'
 import { gatesOf } from './gates.ts';
 import { FileDigests } from './input-files.ts';
 import { loadSpec, readSpecFile } from './load-spec.ts';
-import { child, type Located, nodeAt } from './located.ts';
+import { child, commonParts, type Located, nodeAt } from './located.ts';
 import { applyAssignments, parseOverrides } from './overrides.ts';
 import { didYouMean, type Problem, placeText, problem, quoted, sortProblems } from './problem.ts';
 import { composeLayers, type Layer, type Resolved, resolveSpec } from './resolve.ts';
@@ -82,6 +82,7 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
     known: new Map(),
     overlaps: new Map(),
     findStage: rememberedLookup(namesOf(layers), options.findStage),
+    common: commonParts(),
   };
   // Too many arms are not looked at one by one, nor are their values.
   const isTooWide = unarmed.some(({ code }) => code === 'SWEEP_SIZE');
@@ -139,6 +140,7 @@ interface Shared {
   known: NonNullable<CompileInput['known']>;
   overlaps: ContaminationCheck['overlaps'];
   findStage: Lookup;
+  common: ReturnType<typeof commonParts>;
 }
 
 interface Compiled {
@@ -153,10 +155,10 @@ interface Compiled {
 async function compileSpec(
   composed: Located,
   specPath: string,
-  { digests, modelDigests, known, overlaps, findStage }: Shared,
+  { digests, modelDigests, known, overlaps, findStage, common }: Shared,
   options: LoadPlanOptions,
 ): Promise<Compiled> {
-  const resolved = resolveSpec(composed);
+  const resolved = resolveSpec(composed, common);
   const { experiment, root, isValid } = resolved;
   const names = isValid ? resolveNames(experiment, { ...options, modelDigests }) : null;
   const limits = {

@@ -48,7 +48,7 @@ export function merge(lower: Located, upper: Located): Located {
  * A pure function of a part of a document, remembered by that part: a thousand arms differ in a few values and have
  * the rest in common, so a pass over the rest is made once.
  */
-export function remembered<R>(work: (node: LocatedMap | LocatedList) => R): (node: LocatedMap | LocatedList) => R {
+export function remembered<R, N extends Located = LocatedMap | LocatedList>(work: (node: N) => R): (node: N) => R {
   const known = new WeakMap<Located, R>();
   return (node) => {
     const found = known.get(node);
@@ -64,20 +64,48 @@ export function mapValues(
   node: LocatedMap | LocatedList,
   change: (value: Located, step: string | number) => Located,
 ): LocatedMap | LocatedList {
-  let isChanged = false;
-  const changed = (value: Located, step: string | number): Located => {
-    const after = change(value, step);
-    isChanged ||= after !== value;
-    return after;
-  };
   if (node.kind === 'list') {
-    const items = node.items.map(changed);
-    return isChanged ? { ...node, items } : node;
+    const items = node.items.map(change);
+    return items.some((item, index) => item !== node.items[index]) ? { ...node, items } : node;
   }
-  const entries = [...node.entries].map(
-    ([name, { key, value }]) => [name, { key, value: changed(value, name) }] as const,
-  );
-  return isChanged ? { ...node, entries: new Map(entries) } : node;
+  let entries: LocatedMap['entries'] | undefined;
+  for (const [name, { key, value }] of node.entries) {
+    const after = change(value, name);
+    if (after !== value) entries = (entries ?? new Map(node.entries)).set(name, { key, value: after });
+  }
+  return entries === undefined ? node : { ...node, entries };
+}
+
+/**
+ * Gives for a part the first one that was equal to it, places included: arms that change a section alike then have it in
+ * common, and what is remembered of it.
+ */
+export function commonParts(): (node: Located) => Located {
+  const ids = new WeakMap<object, number>();
+  let count = 0;
+  const idOf = (thing: object): number => {
+    const id = ids.get(thing) ?? ++count;
+    ids.set(thing, id);
+    return id;
+  };
+  const first = new Map<string, Located>();
+  const firstOf = <N extends Located>(node: N, content: readonly unknown[]): N => {
+    const identity = JSON.stringify([node.kind, idOf(node.at), ...content]);
+    const known = first.get(identity) ?? node;
+    first.set(identity, known);
+    return known as N;
+  };
+  const common = remembered((node: Located): Located => {
+    if (node.kind === 'unset') return node;
+    if (node.kind === 'scalar') return firstOf(node, [node.value, node.isDefault]);
+    const part = mapValues(node, common);
+    if (part.kind === 'list') return firstOf(part, part.items.map(idOf));
+    return firstOf(
+      part,
+      [...part.entries].map(([name, { key, value }]) => [name, idOf(key), idOf(value)]),
+    );
+  });
+  return common;
 }
 
 /** Remove the keys that were unset, once nothing can lie below any more. */
@@ -145,17 +173,16 @@ function ownMap(node: Located, copied: Set<LocatedMap>): LocatedMap {
   return map;
 }
 
-/** How many values a document has, counted no further than `limit`; a part that stands in several places counts in each. */
-export function countValues(root: Located, limit: number): number {
-  let count = 0;
-  const open: Located[] = [root];
-  for (let node = open.pop(); node !== undefined && count < limit; node = open.pop()) {
-    count++;
-    if (node.kind === 'map') for (const { value } of node.entries.values()) open.push(value);
-    else if (node.kind === 'list') for (const item of node.items) open.push(item);
-  }
+/** How many values a document has; a part that stands in several places counts in each. */
+export const countValues = (node: Located): number =>
+  node.kind === 'map' || node.kind === 'list' ? countParts(node) : 1;
+
+const countParts = remembered((node): number => {
+  let count = 1;
+  if (node.kind === 'list') for (const item of node.items) count += countValues(item);
+  else for (const { value } of node.entries.values()) count += countValues(value);
   return count;
-}
+});
 
 /** Plain data, to be read only: parts are shared. Maps have no prototype on the way in, so no key can reach one. */
 export function toPlain(node: Located): unknown {

@@ -4,7 +4,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { ExpError } from '../schemas/errors.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
 import type { Profile } from '../schemas/profile.ts';
-import { compiledSchemas } from './compiled-schemas.ts';
+import { compiledSchemas, schemaErrors } from './compiled-schemas.ts';
 import { readSpecFile } from './load-spec.ts';
 import { placeAt, toPlain } from './located.ts';
 import { didYouMean, type Problem, problem, problemLine } from './problem.ts';
@@ -29,9 +29,7 @@ export function loadProfile(nameOrPath: string, profilesDir: string): Profile {
 }
 
 function profileProblems(root: NonNullable<ReturnType<typeof readSpecFile>['root']>): Problem[] {
-  const { validate } = compiledSchemas.profile;
-  if (validate(toPlain(root))) return [];
-  return (validate.errors ?? []).map(({ instancePath, message, params }) => {
+  return schemaErrors(compiledSchemas.profile, root).map(({ instancePath, message, params }) => {
     const path = instancePath.split('/').slice(1);
     const extra = (params as { additionalProperty?: string }).additionalProperty;
     const field = [...path, ...(extra === undefined ? [] : [extra])].join('.');

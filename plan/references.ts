@@ -2,7 +2,7 @@
  * Puts values in the place of `${vars.NAME}` and checks the references that stay: `${env:NAME}` in paths, and
  * checkpoints, which become edges of the plan. Anything else in `${…}` is text: there are no templates.
  */
-import type { Located, LocatedMap, Path } from './located.ts';
+import type { Located, LocatedMap, LocatedScalar, Path } from './located.ts';
 import { child, countValues, mapValues, remembered } from './located.ts';
 import { didYouMean, type Place, type Problem, problem, quoted } from './problem.ts';
 import { chooseShape, partOf, type SchemaView } from './schema-walk.ts';
@@ -51,18 +51,19 @@ class Resolver {
     if (node.kind === 'map' || node.kind === 'list')
       return mapValues(node, (value, step) => this.resolve(value, partOf(shape, step), [...path, step]));
     if (node.kind === 'unset') return node;
-    return this.#resolveText(String(node.value), node.at, shape?.holds, path);
+    return this.#resolveText(node, shape?.holds, path);
   }
 
-  #resolveText(text: string, at: Place, holds: SchemaView['holds'], path: Path): Located {
+  #resolveText(node: LocatedScalar, holds: SchemaView['holds'], path: Path): Located {
+    const { at } = node;
+    const text = String(node.value);
     const whole = text.match(/^\$\{vars\.([a-z0-9_]+)\}$/);
-    if (whole && path[0] !== 'vars')
-      return this.#variable(whole[1] as string, at) ?? { kind: 'scalar', at, value: text };
+    if (whole && path[0] !== 'vars') return this.#variable(whole[1] as string, at) ?? node;
     const value = text.replace(REFERENCE, (all, escaped: string, inner: string) => {
       if (escaped !== '') return all.slice(1);
       return this.#inText(inner, all, at, holds, path);
     });
-    return { kind: 'scalar', at, value };
+    return value === text ? node : { kind: 'scalar', at, value };
   }
 
   #inText(inner: string, all: string, at: Place, holds: SchemaView['holds'], path: Path): string {
@@ -109,7 +110,7 @@ class Resolver {
       return null;
     }
     if (found.kind === 'scalar') return { ...found, at };
-    if (this.#values <= MAX_NODES) this.#values += countValues(found, MAX_NODES + 1);
+    if (this.#values <= MAX_NODES) this.#values += countValues(found);
     return this.#values > MAX_NODES ? this.#refuseSize(at, null) : found;
   }
 

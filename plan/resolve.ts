@@ -12,6 +12,7 @@ import {
   keyPlaceAt,
   type Located,
   type LocatedMap,
+  mapValues,
   merge,
   toPlain,
   withValue,
@@ -40,14 +41,15 @@ export interface Resolved {
   invalid: Problem[];
 }
 
-/** What comes after composition: of the spec itself, or of one of its arms. */
-export function resolveSpec(composed: Located): Resolved {
+/** What comes after composition: of the spec itself, or of one of its arms. `common` finds what arms share. */
+export function resolveSpec(composed: Located, common: (part: Located) => Located): Resolved {
   const schema: SchemaView = compiledSchemas.experiment.schema;
   const liked = expandLike(composed);
   const inherited = inheritBenchmarkDefaults(dropUnset(liked.root) as LocatedMap);
-  if (countValues(inherited, MAX_NODES + 1) > MAX_NODES) return tooLarge(inherited);
+  if (countValues(inherited) > MAX_NODES) return tooLarge(inherited);
+  const sectionsInCommon = (spec: Located): Located => mapValues(spec as LocatedMap, common);
   const referenced = resolveReferences(inherited, schema);
-  const root = fillDefaults(schema, referenced.root);
+  const root = sectionsInCommon(fillDefaults(schema, sectionsInCommon(referenced.root)));
   const halfMade = new Set([...liked.broken].map((name) => placeText(keyPlaceAt(root, ['curriculum', name]))));
   const invalid = validateSpec(root).filter((found) => found.code !== 'REQUIRED' || !halfMade.has(placeText(found)));
   return {
@@ -118,8 +120,8 @@ function expandLike(root: Located): { root: Located; problems: Problem[]; broken
     return below as Located;
   };
 
-  const entries = [...stages.entries].map(([name, { key }]) => [name, { key, value: expand(name) }] as const);
-  return { root: withValue(root, ['curriculum'], { ...stages, entries: new Map(entries) }), problems, broken };
+  const laid = mapValues(stages, (_, name) => expand(String(name)));
+  return { root: laid === stages ? root : withValue(root, ['curriculum'], laid), problems, broken };
 }
 
 function likeOf(stage: Located): Located | undefined {

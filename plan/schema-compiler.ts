@@ -4,7 +4,7 @@
  */
 import { Ajv, type Options } from 'ajv';
 import standalone from 'ajv/dist/standalone/index.js';
-import type { TSchema } from 'typebox';
+import type { TObject } from 'typebox';
 import { Experiment } from '../schemas/experiment.ts';
 import { Profile } from '../schemas/profile.ts';
 import type { CompiledSchema, CompiledSchemas } from './compiled-schemas.ts';
@@ -13,7 +13,7 @@ const ANNOTATIONS = ['key', 'unit', 'code', 'holds', 'composed'];
 /** The schemas are ours, and a test checks them: checking and optimising them takes longer than using them. */
 const QUICK: Options = { allErrors: true, strict: false, validateSchema: false, code: { optimize: false } };
 
-const SOURCES: Record<keyof CompiledSchemas, { schema: TSchema; options: Options }> = {
+const SOURCES: Record<keyof CompiledSchemas, { schema: TObject; options: Options }> = {
   experiment: { schema: Experiment, options: { ...QUICK, verbose: true, discriminator: true } },
   profile: { schema: Profile, options: QUICK },
 };
@@ -25,12 +25,20 @@ export function compileSchemas(): CompiledSchemas {
 
 function compileLate(name: keyof CompiledSchemas): CompiledSchema {
   const { schema, options } = SOURCES[name];
-  let validate: CompiledSchema['validate'] | undefined;
+  const ajv = ajvWith(options);
+  let outline: CompiledSchema['outline'] | undefined;
+  let sections: CompiledSchema['sections'] | undefined;
   return {
     schema,
-    get validate() {
-      validate ??= ajvWith(options).compile(schema);
-      return validate;
+    get outline() {
+      outline ??= ajv.compile(outlineOf(schema));
+      return outline;
+    },
+    get sections() {
+      sections ??= Object.fromEntries(
+        Object.entries(schema.properties).map(([section, part]) => [section, ajv.compile(part)]),
+      );
+      return sections;
     },
   };
 }
@@ -40,11 +48,20 @@ export function schemaCode(): string {
   const parts = NAMES.map((name) => {
     const { schema, options } = SOURCES[name];
     const ajv = ajvWith({ ...options, code: { source: true } });
-    const code = standalone.default(ajv, ajv.compile(schema));
-    const scope = `(() => { const module = { exports: {} };\n${code}\nreturn module.exports; })()`;
-    return `exports.${name} = { schema: ${JSON.stringify(schema)}, validate: ${scope} };\n`;
+    for (const [section, part] of Object.entries(schema.properties)) ajv.addSchema(part, section);
+    const names = Object.keys(schema.properties).map((section) => [section, section]);
+    const outline = scoped(standalone.default(ajv, ajv.compile(outlineOf(schema))));
+    const sections = scoped(standalone.default(ajv, Object.fromEntries(names)));
+    return `exports.${name} = { schema: ${JSON.stringify(schema)}, outline: ${outline}, sections: ${sections} };\n`;
   });
   return parts.join('\n');
+}
+
+const scoped = (code: string): string =>
+  `(() => { const exports = {}, module = { exports };\n${code}\nreturn module.exports; })()`;
+
+function outlineOf(schema: TObject): object {
+  return { ...schema, properties: Object.fromEntries(Object.keys(schema.properties).map((section) => [section, {}])) };
 }
 
 function ajvWith(options: Options): Ajv {

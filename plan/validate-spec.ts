@@ -1,16 +1,14 @@
 /** Ajv's complaints about a resolved spec, in the words of a person and at their place. */
 import type { ErrorObject } from 'ajv';
-import { compiledSchemas } from './compiled-schemas.ts';
-import { keyPlaceAt, type Located, nodeAt, type Path, placeAt, toPlain } from './located.ts';
+import { compiledSchemas, schemaErrors } from './compiled-schemas.ts';
+import { keyPlaceAt, type Located, nodeAt, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
 import { chooseShape, kindsOf, partOf, type SchemaView } from './schema-walk.ts';
 
 const SECRET_NAME = /^(api_?key|token|secret|password|passwd|credential)s?$/i;
 
 export function validateSpec(root: Located): Problem[] {
-  const { validate } = compiledSchemas.experiment;
-  if (validate(toPlain(root))) return [];
-  const all = validate.errors ?? [];
+  const all = schemaErrors(compiledSchemas.experiment, root);
   // A value of the right type that is out of bounds in its alternative is out of bounds, not of the wrong type.
   const outOfBounds = all.filter((error) => BOUNDS.has(error.keyword) && isInsideAlternative(error));
   const bounded = new Set(outOfBounds.map(({ instancePath }) => instancePath));
