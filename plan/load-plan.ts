@@ -15,8 +15,8 @@ import { child, commonParts, type Located, nodeAt } from './located.ts';
 import { applyAssignments, parseOverrides } from './overrides.ts';
 import { didYouMean, type Problem, placeText, problem, quoted, sortProblems } from './problem.ts';
 import { composeLayers, type Layer, type Resolved, resolveSpec } from './resolve.ts';
-import { readSpecInputs } from './spec-inputs.ts';
-import { resolveNames } from './spec-names.ts';
+import { readSpecInputs, type SpecInputs } from './spec-inputs.ts';
+import { type ResolvedNames, resolveNames } from './spec-names.ts';
 
 export interface LoadPlanOptions {
   profile: Profile;
@@ -83,6 +83,7 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
     overlaps: new Map(),
     findStage: rememberedLookup(namesOf(layers), options.findStage),
     common: commonParts(),
+    findings: new Map(),
   };
   // Too many arms are not looked at one by one, nor are their values.
   const isTooWide = unarmed.some(({ code }) => code === 'SWEEP_SIZE');
@@ -141,6 +142,8 @@ interface Shared {
   overlaps: ContaminationCheck['overlaps'];
   findStage: Lookup;
   common: ReturnType<typeof commonParts>;
+  /** By the resolved spec without its seed. */
+  findings: Map<Located, Promise<Findings>>;
 }
 
 interface Compiled {
@@ -151,24 +154,50 @@ interface Compiled {
   unknown: string[];
 }
 
-/** One spec, or one arm of it: resolved, checked, its files found, and compiled when nothing is wrong. */
+/** One spec, or one arm of it: resolved, examined, and compiled when nothing is wrong. */
 async function compileSpec(
   composed: Located,
   specPath: string,
-  { digests, modelDigests, known, overlaps, findStage, common }: Shared,
+  shared: Shared,
   options: LoadPlanOptions,
 ): Promise<Compiled> {
-  const resolved = resolveSpec(composed, common);
-  const { experiment, root, isValid } = resolved;
+  const resolved = resolveSpec(composed, shared.common);
+  const { experiment, isValid } = resolved;
+  const unseeded = shared.common(withoutSeed(resolved.root));
+  const known = isValid ? shared.findings.get(unseeded) : undefined;
+  const findings = known ?? examine(resolved, specPath, shared, options);
+  if (isValid) shared.findings.set(unseeded, findings);
+  const { names, inputs, reused, warnings, unknown, problems: later } = await findings;
+  const problems = [resolved.problems, resolved.invalid, later].reduce(withoutEchoes);
+  const isCompiled = names !== null && problems.length === 0 && options.checkOnly !== true;
+  const nodes = isCompiled ? compileNodes({ experiment, names, inputs, reused, known: shared.known }) : [];
+  return { resolved, nodes, problems, warnings, unknown };
+}
+
+/** What a spec names and whether it makes sense. Arms share it that differ in the seed alone: nothing here reads that. */
+interface Findings {
+  /** Null where the shape is wrong already. */
+  names: ResolvedNames | null;
+  inputs: SpecInputs['byField'];
+  reused: Map<string, ReusedStage | null>;
+  problems: Problem[];
+  warnings: Problem[];
+  unknown: string[];
+}
+
+async function examine(
+  { experiment, root, isValid }: Resolved,
+  specPath: string,
+  { digests, modelDigests, overlaps, findStage }: Shared,
+  options: LoadPlanOptions,
+): Promise<Findings> {
   const names = isValid ? resolveNames(experiment, { ...options, modelDigests }) : null;
   const limits = {
     policyContext: names?.policy.context_length ?? null,
     embedderTokens: names?.embedder.max_tokens ?? null,
   };
-  const checked = checkSpec(experiment, root, limits, isValid);
-  const found = [resolved.problems, resolved.invalid, checked.problems].reduce(withoutEchoes);
-  const { warnings } = checked;
-  if (names === null) return { resolved, nodes: [], problems: found, warnings, unknown: [] };
+  const { problems, warnings } = checkSpec(experiment, root, limits, isValid);
+  if (names === null) return { names, inputs: new Map(), reused: new Map(), problems, warnings, unknown: [] };
 
   const { env, repoRoot, pythonLock, profile, profilesDir } = options;
   const inputs = await readSpecInputs(experiment, {
@@ -183,11 +212,22 @@ async function compileSpec(
     pythonLock,
   });
   const contaminated = checkContamination({ experiment, root, names, inputs: inputs.byField, overlaps });
-  const problems = [found, inputs.problems, contaminated].reduce(withoutEchoes);
   const { reused, lacks } = await findReused(experiment, findStage);
-  const isCompiled = problems.length === 0 && options.checkOnly !== true;
-  const nodes = isCompiled ? compileNodes({ experiment, names, inputs: inputs.byField, reused, known }) : [];
-  return { resolved, nodes, problems, warnings, unknown: [...names.lacks, ...inputs.lacks, ...lacks] };
+  return {
+    names,
+    inputs: inputs.byField,
+    reused,
+    problems: [problems, inputs.problems, contaminated].reduce(withoutEchoes),
+    warnings,
+    unknown: [...names.lacks, ...inputs.lacks, ...lacks],
+  };
+}
+
+function withoutSeed(root: Located): Located {
+  if (root.kind !== 'map') return root;
+  const entries = new Map(root.entries);
+  entries.delete('seed');
+  return { ...root, entries };
 }
 
 type Lookup = (stage: string, run: string) => Promise<ReusedStage | null>;

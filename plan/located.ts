@@ -48,7 +48,7 @@ export function merge(lower: Located, upper: Located): Located {
  * A pure function of a part of a document, remembered by that part: a thousand arms differ in a few values and have
  * the rest in common, so a pass over the rest is made once.
  */
-export function remembered<R, N extends Located = LocatedMap | LocatedList>(work: (node: N) => R): (node: N) => R {
+export function remembered<R>(work: (node: LocatedMap | LocatedList) => R): (node: LocatedMap | LocatedList) => R {
   const known = new WeakMap<Located, R>();
   return (node) => {
     const found = known.get(node);
@@ -95,16 +95,22 @@ export function commonParts(): (node: Located) => Located {
     first.set(identity, known);
     return known as N;
   };
-  const common = remembered((node: Located): Located => {
+  const found = new WeakMap<Located, Located>();
+  const common = (node: Located): Located => {
+    const known = found.get(node);
+    if (known !== undefined) return known;
+    const part = look(node);
+    found.set(node, part).set(part, part);
+    return part;
+  };
+  const look = (node: Located): Located => {
     if (node.kind === 'unset') return node;
     if (node.kind === 'scalar') return firstOf(node, [node.value, node.isDefault]);
     const part = mapValues(node, common);
     if (part.kind === 'list') return firstOf(part, part.items.map(idOf));
-    return firstOf(
-      part,
-      [...part.entries].map(([name, { key, value }]) => [name, idOf(key), idOf(value)]),
-    );
-  });
+    const entries = [...part.entries].map(([name, { key, value }]) => [name, idOf(key), idOf(value)]);
+    return firstOf(part, entries);
+  };
   return common;
 }
 

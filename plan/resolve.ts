@@ -47,9 +47,8 @@ export function resolveSpec(composed: Located, common: (part: Located) => Locate
   const liked = expandLike(composed);
   const inherited = inheritBenchmarkDefaults(dropUnset(liked.root) as LocatedMap);
   if (countValues(inherited) > MAX_NODES) return tooLarge(inherited);
-  const sectionsInCommon = (spec: Located): Located => mapValues(spec as LocatedMap, common);
   const referenced = resolveReferences(inherited, schema);
-  const root = sectionsInCommon(fillDefaults(schema, sectionsInCommon(referenced.root)));
+  const root = mapValues(fillDefaults(schema, referenced.root) as LocatedMap, common);
   const halfMade = new Set([...liked.broken].map((name) => placeText(keyPlaceAt(root, ['curriculum', name]))));
   const invalid = validateSpec(root).filter((found) => found.code !== 'REQUIRED' || !halfMade.has(placeText(found)));
   return {
