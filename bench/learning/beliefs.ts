@@ -2,7 +2,7 @@
  * Beliefs by the engine against beliefs by the trainer: how far they are apart in nats, and what each costs against the
  * length of the context.
  *
- *     node dist/bench/learning/beliefs.js [MODEL] [LENGTH,LENGTH,...]
+ *     npm run bench -- beliefs [MODEL] [LENGTH,LENGTH,...]
  *
  * Starts an engine and a trainer of its own for a model of the local profile. A trajectory of each length is this
  * checkout's documentation, with 8 boundaries evenly spaced: the engine is asked for each belief by itself (a whole

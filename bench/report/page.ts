@@ -1,5 +1,5 @@
 /**
- * How large a report of many trajectories is, and how soon a browser shows it: `node dist/bench/report/page.js [N]`.
+ * How large a report of many trajectories is, and how soon a browser shows it: `npm run bench -- report [N]`.
  * The trajectories are made (4,500 tokens each on average); the browser is the headless Chromium that npm carries.
  */
 import { mkdtemp, rm, stat } from 'node:fs/promises';
@@ -50,12 +50,11 @@ try {
     });
     await page.close();
   }
-  console.log(
-    `${size} trajectories, ${tokens} tokens: ${(bytes / 1e6).toFixed(1)} MB, ${Math.round(bytes / size)} bytes each`,
-  );
-  for (const [name, all] of Object.entries(times)) {
+  const megabytes = Number((bytes / 1e6).toFixed(1));
+  console.log(JSON.stringify({ trajectories: size, tokens, megabytes, bytes_each: Math.round(bytes / size) }));
+  for (const [what, all] of Object.entries(times)) {
     const [median = 0] = all.toSorted((a, b) => a - b).slice(REPEATS >> 1);
-    console.log(`${name}: ${Math.round(median)} ms, median of ${REPEATS}`);
+    console.log(JSON.stringify({ what, median_ms: Math.round(median), repeats: REPEATS }));
   }
 } finally {
   await browser.close();

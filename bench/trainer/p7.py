@@ -1,6 +1,6 @@
 """P7: one GRPO optimizer step, ours against TRL's, on the same weights and the same 64 trajectories.
 
-`.exp/venv-trl/bin/python bench/trainer/p7.py [--rounds 5] [--hidden 256] [--layers 6] [--out bench/trainer/p7.json]`
+`npm run bench -- p7 [--rounds 5] [--hidden 256] [--layers 6] [--threads 1]`
 
 Each side runs in a process of its own, so that peak memory is its own; the two take turns, one step each a round.
 TRL's step is its `compute_loss` over micro-batches, backward, clipping and AdamW, at the micro-batch size that was
@@ -11,7 +11,6 @@ a time counts, loss and gradient of the two are compared.
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -227,7 +226,7 @@ def fastest_peer(arguments: argparse.Namespace) -> str:
         side.ask("step")
         seconds[side.name] = side.ask("step")["seconds"]
         side.end()
-    print("TRL by micro-batch:", {name: round(value, 2) for name, value in seconds.items()})
+    print("TRL by micro-batch:", {name: round(value, 2) for name, value in seconds.items()}, file=sys.stderr)
     return min(seconds, key=lambda name: seconds[name])
 
 
@@ -259,7 +258,7 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Both sides, turn by turn."""
     torch.set_num_threads(arguments.threads)
     peer_name = fastest_peer(arguments)
@@ -283,72 +282,44 @@ def summarize(
     arguments: argparse.Namespace,
     own: str,
     peer: str,
-) -> dict[str, Any]:
-    """Medians, and ratios of the two sides round by round."""
+) -> list[dict[str, Any]]:
+    """Rows of a table: medians, ratios of the two sides round by round, how far outputs differ, and what was done."""
     from tiny_policy import tiny_model
 
     tokens = sum(PROMPT + len(item["completion"]) for item in make_attempts())
     model = tiny_model("qwen3", VOCABULARY, **model_shape(arguments.hidden, arguments.layers))
     parameters = sum(item.numel() for item in model.parameters())
-    sides = {
-        name: {
-            "seconds": statistics.median(item["seconds"] for item in items),
-            "cpu_seconds": statistics.median(item["cpu_seconds"] for item in items),
-            "useful_tokens_per_second": tokens / statistics.median(item["seconds"] for item in items),
-            "peak_bytes": max(item["peak_bytes"] for item in items),
-        }
-        for name, items in taken.items()
-    }
     pairs = list(zip(taken[own], taken[peer], strict=True))
+    peak_bytes = {name: max(item["peak_bytes"] for item in items) for name, items in taken.items()}
     import transformers
     import trl
 
-    return {
-        "benchmark": "p7",
-        "machine": {"cpu": cpu_name(), "threads": arguments.threads, "load_before": os.getloadavg()[0]},
-        "versions": {package.__name__: package.__version__ for package in (trl, torch, transformers)},
-        "made": {
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": subprocess.run(
-                ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-            ).stdout.strip(),
-        },
-        "work": {"trajectories": TRAJECTORIES, "tokens": tokens, "parameters": parameters, "rounds": arguments.rounds},
-        "outputs": outputs,
-        "sides": sides,
-        "limit_seconds": physical_limit(tokens, parameters),
-        "ratios": {
-            "useful_tokens_per_second": statistics.median(
-                theirs["seconds"] / mine["seconds"] for mine, theirs in pairs
-            ),
-            "cpu_seconds": statistics.median(theirs["cpu_seconds"] / mine["cpu_seconds"] for mine, theirs in pairs),
-            "peak_memory": sides[peer]["peak_bytes"] / sides[own]["peak_bytes"],
-        },
+    def side(name: str) -> dict[str, Any]:
+        seconds = statistics.median(item["seconds"] for item in taken[name])
+        return {
+            "side": name,
+            "seconds_a_step": round(seconds, 3),
+            "cpu_seconds": round(statistics.median(item["cpu_seconds"] for item in taken[name]), 3),
+            "useful_tokens_per_second": round(tokens / seconds),
+            "peak_mib": round(peak_bytes[name] / 2**20),
+        }
+
+    ratios = {
+        "ours_to_trl": "times",
+        "useful_tokens_per_second": statistics.median(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs),
+        "less_cpu": statistics.median(theirs["cpu_seconds"] / mine["cpu_seconds"] for mine, theirs in pairs),
+        "less_peak_memory": peak_bytes[peer] / peak_bytes[own],
+        "matrix_products_alone_seconds": physical_limit(tokens, parameters),
     }
-
-
-def cpu_name() -> str:
-    """As the kernel says it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def table(result: dict[str, Any]) -> str:
-    """The result for a reader."""
-    lines = ["| side | s a step | CPU s | useful tokens/s | peak MB |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name, side in result["sides"].items():
-        lines.append(
-            f"| {name} | {side['seconds']:.2f} | {side['cpu_seconds']:.2f} | "
-            f"{side['useful_tokens_per_second']:.0f} | {side['peak_bytes'] / 2**20:.0f} |"
-        )
-    ratios = result["ratios"]
-    lines.append("")
-    lines.append(
-        f"ours to TRL: {ratios['useful_tokens_per_second']:.2f} times the tokens/s, {ratios['cpu_seconds']:.2f} times "
-        f"less CPU, {ratios['peak_memory']:.2f} times less peak memory; gradients agree to "
-        f"{result['outputs']['relative_gradient_error']:.1e}; matrix products alone: {result['limit_seconds']:.2f} s"
-    )
-    return "\n".join(lines)
+    work = {"trajectories": TRAJECTORIES, "tokens": tokens, "parameters": parameters, "rounds": arguments.rounds}
+    versions = {package.__name__: package.__version__ for package in (trl, torch, transformers)}
+    return [
+        side(own),
+        side(peer),
+        {name: value if isinstance(value, str) else round(value, 2) for name, value in ratios.items()},
+        {name: float(f"{value:.1e}") for name, value in outputs.items()},
+        {**work, "threads": arguments.threads, **versions},
+    ]
 
 
 def main() -> None:
@@ -358,16 +329,13 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side is not None:
         serve(arguments.side, arguments.hidden, arguments.layers, arguments.threads)
         return
-    result = run(arguments)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    for row in run(arguments):
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

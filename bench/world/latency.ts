@@ -1,7 +1,7 @@
 /**
  * Milliseconds per search and per visit of a named world, one at a time and sixteen at once:
  *
- *     node dist/bench/world/latency.js NAME QUESTIONS.jsonl [profile]
+ *     npm run bench -- world NAME QUESTIONS.jsonl [profile]
  *
  * Searches are what an agent sends (fused, five results); visits read the first result with the question as goal.
  * Nothing is cached between calls. CPU time of this process stands beside wall time, which is noisy on a shared machine.

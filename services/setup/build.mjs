@@ -37,13 +37,16 @@ const SOURCES = [
 const WORKER_SOURCES = ['schemas', 'plan', 'workflows', 'activities', 'environments', 'services', 'worker'];
 const WORKFLOW_SOURCES = ['schemas', 'plan', 'workflows', 'activities/index.ts'];
 
+/** Folders among the sources; `results` are what benchmarks measured. */
+const NO_SOURCES = ['node_modules', '__pycache__', 'results'];
+
 const isSource = (name) => /[.](ts|json|css)$/.test(name);
 
 function filesBelow(path) {
   if (!existsSync(path)) return [];
   if (isSource(path)) return [path];
   return readdirSync(path, { withFileTypes: true })
-    .filter(({ name }) => name !== 'node_modules' && name !== '__pycache__')
+    .filter(({ name }) => !NO_SOURCES.includes(name))
     .flatMap((entry) =>
       entry.isDirectory() ? filesBelow(join(path, entry.name)) : isSource(entry.name) ? [join(path, entry.name)] : [],
     )

@@ -1,7 +1,7 @@
 /**
  * Whether what trains is what was sampled, on the real engine and the real trainer:
  *
- *     node dist/bench/learning/fidelity/main.js [--count N] [--adapter FILE] [setting …]
+ *     npm run bench -- fidelity [--count N] [--adapter FILE] [setting …]
  *
  * SmolLM2, with an adapter that calls tools (one of a cold start of it; taught here when there is none), is sampled by the rollout activity (vLLM, journal, shard) with each way of context
  * management in turn; planRlStep writes the batch; the trainer reads it and scores it. Compared are the ids of the
