@@ -125,4 +125,21 @@ describe('the largest specs are read or refused in a second', () => {
     else expect([...codes]).toContain(large.expected);
     expect((user + system) / 1e6).toBeLessThan(2 * MAX_CPU_SECONDS);
   });
+
+  test.each([
+    ['seeds and limits', `seed: [${upTo(100)}], agent.max_turns: [${upTo(10)}]`],
+    ['steps of a stage', `curriculum.stage1.until.steps: [${upTo(1000)}]`],
+  ])('a thousand arms: %s', async (_, matrix) => {
+    const spec = join(temporaryFolder('exp-arms-'), 'spec.yaml');
+    writeFileSync(spec, `${readFileSync(quickstart, 'utf8')}\nsweep: { matrix: { ${matrix} } }\n`);
+    const before = process.cpuUsage();
+    const { problems } = await planFile(spec, { checkOnly: true });
+    const { user, system } = process.cpuUsage(before);
+    expect(problems).toEqual([]);
+    expect((user + system) / 1e6).toBeLessThan(2 * MAX_CPU_SECONDS);
+  });
 });
+
+function upTo(count: number): string {
+  return Array.from({ length: count }, (_, index) => index + 1).join(', ');
+}

@@ -49,6 +49,15 @@ describe('ablations', () => {
     expect(found(await planned('sweep: { matrix: { tracking.mlflow_experiment: [a, b] } }\n'))).toEqual(['VALUE 2:20']);
   });
 
+  test('what is wrong in arms is found in all of them: with the seed, and beside a seed that is wrong', async () => {
+    const text = `ablations:
+  control: {}
+  strange: { agent.tools: [serch] }
+sweep: { matrix: { seed: [1, two, -3] } }
+`;
+    expect(found(await planned(text))).toEqual(['REF 4:28', 'TYPE 5:30', 'RANGE 5:35']);
+  });
+
   test('!unset takes a section away, and with it the node it made', async () => {
     const arms = await armsOf('ablations: { control: {}, no_filter: { curriculum.stage1.difficulty: !unset } }\n');
     expect(keys(arms['control'])).toHaveProperty(['stage1.profile']);
