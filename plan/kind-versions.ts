@@ -4,7 +4,7 @@ import type { NodeKind } from '../schemas/plan.ts';
 export const KIND_VERSIONS: Readonly<Record<NodeKind, number>> = {
   corpus: 1,
   index: 1,
-  tasks: 1,
+  tasks: 2,
   trajectories: 2,
   profile: 2,
   sft: 2,

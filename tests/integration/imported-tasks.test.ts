@@ -15,7 +15,8 @@ import type { ArtifactRef, TasksBody } from '../../schemas/artifact.ts';
 import { contentKey } from '../../schemas/canonical.ts';
 import type { TaskSource, TasksParameters, Unkeyed } from '../../schemas/node-parameters.ts';
 import type { Plan, PlanNode } from '../../schemas/plan.ts';
-import { TASK_COLUMNS, type Task } from '../../schemas/task.ts';
+import type { Task } from '../../schemas/task.ts';
+import { TASK_COLUMNS } from '../../schemas/task-columns.ts';
 import { temporaryFolder } from '../temporary-folder.ts';
 import { connectStore, startPostgres, type TestService } from './toy-services.ts';
 
