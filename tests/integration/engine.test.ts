@@ -28,6 +28,7 @@ import type { Plan } from '../../schemas/plan.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
 import { modelsDir, python, repoRoot } from '../../services/home.ts';
 import { serviceStates } from '../../services/stack.ts';
+import { rolloutSpec } from '../rollout-spec.ts';
 import { startStack, type TestStack } from '../services.ts';
 
 const MINUTES = 60_000;
@@ -339,38 +340,13 @@ describe('a batch of rollouts', () => {
       urls.map((url) => ({ url, status: 'ok', title: 'zod', text: 'Licence: MIT', truncated: false })),
     close: async () => undefined,
   };
-  const spec = (index: number): RolloutSpec => ({
-    trajectory_id: `batch/${index}`,
-    group_id: `g${Math.floor(index / 4)}`,
-    sample: index % 4,
-    seed: 1000 + index,
-    context_length: 700,
-    task: {
-      task_id: `t${index}`,
-      question: `What licence has package ${index}?`,
-      answer: 'MIT',
-      aliases: [],
-      capability: 'direct_retrieval',
-      split: 'train',
-      source: 's',
-      evidence: [],
-      deny_urls: [],
-    },
-    agent: {
-      tools: index === 0 ? [] : ['search', 'visit'],
-      max_turns: 3,
-      max_turn_tokens: 24,
-      observation_tokens: 64,
-      search_results: 3,
-      context_management: 'none',
-      terminate_on_answer: true,
-      faults: null,
-      deny_urls: 'none',
-    },
-    sampling: { temperature: 1, top_p: 1 },
-    reward: { outcome: 'exact_match', format_penalty: 1, judge: null },
-    cutoff: null,
-  });
+  const spec = (index: number): RolloutSpec =>
+    rolloutSpec(index, {
+      trajectory_id: `batch/${index}`,
+      seed: 1000 + index,
+      context_length: 700,
+      agent: { tools: index === 0 ? [] : ['search', 'visit'], max_turns: 3, max_turn_tokens: 24 },
+    });
   const putRequest = (size: number, count: number, tag: string) =>
     store.putBlob(
       Buffer.from(

@@ -14,6 +14,7 @@ import type { World } from '../../environments/environment.ts';
 import type { Plan } from '../../schemas/plan.ts';
 import type { Trajectory } from '../../schemas/trajectory.ts';
 import { modelsDir } from '../../services/home.ts';
+import { rolloutSpec } from '../rollout-spec.ts';
 import { temporaryFolder } from '../temporary-folder.ts';
 import { connectStore, startPostgres, type TestService } from './toy-services.ts';
 
@@ -40,38 +41,8 @@ const ANSWER_AT_ONCE = 14;
 const checkpoint = { digest: 'c'.repeat(64), model: 'm', model_sha256: 'd'.repeat(64), adapters: [] };
 const node: NodeRef = { plan: 'p', arm: 'base', id: 'stage1', kind: 'rl', key: 'k'.repeat(64) };
 
-const spec = (index: number, cutoff: number | null): RolloutSpec => ({
-  trajectory_id: `cut/${index}`,
-  group_id: `g${Math.floor(index / 4)}`,
-  sample: index % 4,
-  seed: index,
-  context_length: 8000,
-  task: {
-    task_id: `t${index}`,
-    question: `What licence has package ${index}?`,
-    answer: 'MIT',
-    aliases: [],
-    capability: 'direct_retrieval',
-    split: 'train',
-    source: 's',
-    evidence: [],
-    deny_urls: [],
-  },
-  agent: {
-    tools: ['search'],
-    max_turns: 12,
-    max_turn_tokens: 64,
-    observation_tokens: 64,
-    search_results: 3,
-    context_management: 'none',
-    terminate_on_answer: true,
-    faults: null,
-    deny_urls: 'none',
-  },
-  sampling: { temperature: 1, top_p: 1 },
-  reward: { outcome: 'exact_match', format_penalty: 1, judge: null },
-  cutoff,
-});
+const spec = (index: number, cutoff: number | null): RolloutSpec =>
+  rolloutSpec(index, { trajectory_id: `cut/${index}`, cutoff });
 
 const callOf = (index: number): string =>
   `<think>a</think><tool_call>{"name": "search", "arguments": {"query": ["${index}"]}}</tool_call>`;
