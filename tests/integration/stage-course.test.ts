@@ -296,15 +296,13 @@ test('the step after an evaluation is on-policy, and so is every step without ma
 
 test('a worker that dies and a pause, both while a step trains and the next is sampled, change and repeat nothing', async () => {
   const dies = gate();
-  let isDead = false;
   training = async (step) => {
     if (step < 4) await isAsked(`${step + 1}`);
-    if (step === 2 && !isDead) await dies.opened;
+    if (step === 2) await dies.opened;
   };
-  sampling = async (name) => void (name === '3' && !isDead && (await dies.opened));
+  sampling = async (name) => void (name === '3' && (await dies.opened));
   const started = await start('killed', { stage: { rollout: AHEAD } });
   await isAsked('3');
-  isDead = true;
   const before = worker.requests.slice();
   const stopping = worker.stop();
   dies.fail(new Error('killed'));
