@@ -27,7 +27,7 @@ export const createEvaluateStageActivities = ({
       const { evaluate } = nodeOf('rl', await plans.node(ref)).parameters;
       const input = (await plans.inputs(ref)).find(({ id }) => id === evaluate?.questions);
       if (!evaluate || !input) throw new ExpError('PLAN', ref.id, 'evaluates nothing');
-      const samples = await readByTask(store, shards, moved);
+      const samples = await readByTask(store, shards, (trajectory) => trajectory, moved);
       const results = [];
       for await (const task of readTasks(store, input.manifest)) {
         const of = samples.get(task.task_id);

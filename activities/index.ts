@@ -49,6 +49,8 @@ export interface RolloutRequest {
   request: string;
   trajectories: number;
   batches: number;
+  /** Others like this one follow: what is asked for is larger than one history, or one file of specs, should be. */
+  followed?: boolean;
   /** What these find decides whether another round is sampled. */
   more?: boolean;
 }
@@ -66,6 +68,8 @@ export interface SamplingRequest {
   refill?: { start: number; count: number };
   /** Of a profile: what the rounds before found. */
   shards?: RolloutShard[];
+  /** Which part of what this round asks for, from 0, and what the parts before it found. */
+  part?: { number: number; shards: RolloutShard[] };
 }
 
 /** Sealed shard of trajectories: a Parquet blob and what the next decision needs of it. */
@@ -73,6 +77,8 @@ export interface RolloutShard {
   blob: string;
   trajectories: number;
   failed: number;
+  /** The blob is a list of shards, one a line: workflows do not carry thousands. */
+  isList?: true;
 }
 
 /** Task queue `<prefix>-cpu`. */
@@ -90,6 +96,8 @@ export interface CpuActivities {
   demonstrations(node: NodeRef): Promise<ArtifactRef>;
   /** Write the rollout specs of a profile, a benchmark, or one rl step. Deterministic: same input, same blob. */
   prepareRollouts(input: SamplingRequest): Promise<RolloutRequest>;
+  /** One in the place of many. */
+  listShards(input: { shards: RolloutShard[] }): Promise<RolloutShard>;
   publishProfile(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   publishBenchmark(input: { node: NodeRef; shards: RolloutShard[] }): Promise<ArtifactRef>;
   report(node: NodeRef): Promise<ArtifactRef>;

@@ -38,38 +38,55 @@ export interface Measured {
 
 type Rules = Pick<ProfileParameters, 'keep' | 'rollouts' | 'stop_decided' | 'keep_mix' | 'buckets'>;
 
-const isCounted = ({ termination }: GradedTrajectory): boolean => termination !== 'failed';
-const passed = ({ reward }: GradedTrajectory): boolean => isPass(reward.outcome);
+/** What a pass rate needs of a trajectory; those of all tasks are in memory together. */
+export interface Rollout {
+  sample: number;
+  checkpoint: string;
+  isCounted: boolean;
+  passed: boolean;
+  tokens: number;
+}
 
-/** Trajectories by task; of one that was split into branches, the first stands for it. */
-export async function readByTask(
+export const rolloutOf = (trajectory: GradedTrajectory): Rollout => ({
+  sample: trajectory.sample,
+  checkpoint: trajectory.checkpoint,
+  isCounted: trajectory.termination !== 'failed',
+  passed: isPass(trajectory.reward.outcome),
+  tokens: tokensOf(trajectory),
+});
+
+const isCounted = (rollout: Rollout): boolean => rollout.isCounted;
+
+/** What is wanted of each trajectory, by task; of one that was split into branches, the first stands for it. */
+export async function readByTask<T>(
   store: ArtifactStore,
   shards: readonly RolloutShard[],
+  wanted: (trajectory: GradedTrajectory) => T,
   moved: () => void,
-): Promise<Map<string, GradedTrajectory[]>> {
-  const byTask = new Map<string, GradedTrajectory[]>();
+): Promise<Map<string, T[]>> {
+  const byTask = new Map<string, T[]>();
   for await (const trajectory of readGraded(store, shards)) {
     moved();
     if (trajectory.branch > 0) continue;
     const known = byTask.get(trajectory.task_id);
-    if (known) known.push(trajectory);
-    else byTask.set(trajectory.task_id, [trajectory]);
+    if (known) known.push(wanted(trajectory));
+    else byTask.set(trajectory.task_id, [wanted(trajectory)]);
   }
   return byTask;
 }
 
-export function tallyOf(rollouts: readonly GradedTrajectory[]): TaskTally {
+export function tallyOf(rollouts: readonly Rollout[]): TaskTally {
   const counted = rollouts.filter(isCounted);
   return {
     rollouts: counted.length,
     masked: rollouts.length - counted.length,
-    passes: counted.filter(passed).length,
+    passes: counted.filter(({ passed }) => passed).length,
   };
 }
 
 /** Rollouts that a task is sampled with in the next round of a profile; 0 when it has had enough. */
 export function drawsOf(
-  rollouts: readonly GradedTrajectory[],
+  rollouts: readonly Rollout[],
   { keep, rollouts: total, stop_decided }: Rules,
   round: number,
 ): number {
@@ -79,7 +96,7 @@ export function drawsOf(
 }
 
 export function measurePassRates(
-  byTask: ReadonlyMap<string, GradedTrajectory[]>,
+  byTask: ReadonlyMap<string, Rollout[]>,
   capabilities: ReadonlyMap<string, string>,
   rules: Rules,
 ): Measured {
@@ -96,7 +113,7 @@ export function measurePassRates(
   return {
     rates: rules.keep_mix ? withFormerMix(rates) : rates,
     passRate: meanOf(firstRates),
-    lengths: all.filter(isCounted).map((one) => ({ tokens: tokensOf(one), passed: passed(one) })),
+    lengths: all.filter(isCounted).map(({ tokens, passed }) => ({ tokens, passed })),
     checkpoints: [...new Set(all.map(({ checkpoint }) => checkpoint))],
   };
 }
@@ -104,12 +121,12 @@ export function measurePassRates(
 function passRateOf(
   task_id: string,
   capability: string,
-  rollouts: readonly GradedTrajectory[],
+  rollouts: readonly Rollout[],
   { keep, buckets }: Rules,
 ): PassRate {
   const tally = tallyOf(rollouts);
   const { value, low, high } = jeffreysInterval({ samples: tally.rollouts, correct: tally.passes });
-  const mean_tokens = meanOf(rollouts.filter(isCounted).map(tokensOf));
+  const mean_tokens = meanOf(rollouts.filter(isCounted).map(({ tokens }) => tokens));
   const bucket = buckets === null ? null : buckets.edges.filter((edge) => mean_tokens >= edge).length;
   const weight = bucket === null ? 1 : (buckets?.weights?.[bucket] ?? 1);
   return {

@@ -11,6 +11,7 @@ import type { RolloutShard, StageActivities } from './index.ts';
 import type { NodeProgress } from './node-progress.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { withPulse } from './pulse.ts';
+import { unlisted } from './read-shards.ts';
 import { withBeliefs } from './score-beliefs.ts';
 import {
   type Attempt,
@@ -48,7 +49,7 @@ export const createPlanRlStepActivities = ({
     withPulse(async (moved) => {
       const { parameters, unkeyed } = nodeOf('rl', await plans.node(ref));
       const { rollout, algorithm, optimizer, keep } = parameters;
-      const paths = await Promise.all(shards.map(({ blob }) => store.openBlob(blob)));
+      const paths = await Promise.all((await unlisted(store, shards)).map(({ blob }) => store.openBlob(blob)));
       const measured = await Promise.all(beliefs.map((blob) => store.openBlob(blob)));
       const isMeasuredHere = algorithm.igpo !== null && unkeyed.beliefs === 'engine';
       const rows = readGraded(paths, isMeasuredHere, moved);

@@ -14,13 +14,16 @@ import {
 import type { PlanNode } from '../schemas/plan.ts';
 import type { Task } from '../schemas/task.ts';
 import type { CpuActivities, NodeRef, RolloutShard, StageActivities } from './index.ts';
-import { drawsOf, readByTask } from './measure-pass-rates.ts';
+import { drawsOf, readByTask, rolloutOf } from './measure-pass-rates.ts';
 import { withPulse } from './pulse.ts';
+import { listShards } from './read-shards.ts';
 import { readTasks } from './task-files.ts';
 import { type PoolSources, trainingPool } from './training-pool.ts';
 
 /** Trajectories in one activity: enough to keep an engine full, few enough that a retry is cheap. */
 const BATCH_SIZE = 32;
+/** Trajectories in one request: few enough for one history, and for each batch to read the file of their specs. */
+const PART_SIZE = 16_384;
 /** Steps of a stage that only a plateau ends. */
 const NO_END = 10_000_000;
 
@@ -41,6 +44,14 @@ export interface RolloutSpec {
   cutoff: number | null;
 }
 
+/** First line of a rollout request. */
+export interface RequestHeader {
+  batch_size: number;
+  /** Of a part: trajectories in the parts before it, and in all. */
+  before?: number;
+  total?: number;
+}
+
 type Request = Parameters<CpuActivities['prepareRollouts']>[0];
 
 /** How trajectories are sampled, whatever the kind of the node. */
@@ -58,9 +69,10 @@ interface Draw {
   more?: boolean;
 }
 
-export const createPrepareRolloutsActivities = (
-  deps: PoolSources,
-): Pick<CpuActivities, 'prepareRollouts'> & Pick<StageActivities, 'stagePlan'> => ({
+export const createPrepareRolloutsActivities = ({
+  partSize = PART_SIZE,
+  ...deps
+}: PoolSources & { partSize?: number }): Pick<CpuActivities, 'prepareRollouts' | 'listShards'> & Pick<StageActivities, 'stagePlan'> => ({
   /** How many optimizer steps an rl stage has, and whether more than their number decides its course. */
   stagePlan: (ref) =>
     withPulse(async (moved) => {
@@ -81,12 +93,23 @@ export const createPrepareRolloutsActivities = (
     withPulse(async (moved) => {
       const node = await deps.plans.node(request.node);
       const draw = await drawOf(deps, request, node, moved);
-      const specs = rolloutSpecs(node, draw);
-      const lines = [{ batch_size: BATCH_SIZE }, ...specs].map((line) => JSON.stringify(line));
+      const all = rolloutSpecs(node, draw);
+      const before = (request.part?.number ?? 0) * partSize;
+      const specs = all.slice(before, before + partSize);
+      const isPart = specs.length < all.length;
+      const header: RequestHeader = { batch_size: BATCH_SIZE, ...(isPart && { before, total: all.length }) };
+      const lines = [header, ...specs].map((line) => JSON.stringify(line));
       const blob = await deps.store.putBlob(Buffer.from(`${lines.join('\n')}\n`));
-      const batches = Math.ceil(specs.length / BATCH_SIZE);
-      return { request: blob, trajectories: specs.length, batches, more: draw.more ?? false };
+      return {
+        request: blob,
+        trajectories: specs.length,
+        batches: Math.ceil(specs.length / BATCH_SIZE),
+        more: draw.more ?? false,
+        ...(before + specs.length < all.length && { followed: true }),
+      };
     }),
+
+  listShards: ({ shards }) => listShards(deps.store, shards),
 });
 
 function rolloutSpecs(node: PlanNode, { draws, manner, prefix, closedBook }: Draw): RolloutSpec[] {
@@ -159,7 +182,7 @@ async function profileDraw(
 ): Promise<Pick<Draw, 'draws' | 'manner' | 'more'>> {
   const { split, rollouts: total, keep, stop_decided, agent, context_length, sampling, reward } = parameters;
   const profiled = stratified(inSplit(tasks, split), parameters.tasks ?? tasks.length, seed);
-  const found = await readByTask(store, shards, moved);
+  const found = await readByTask(store, shards, rolloutOf, moved);
   const draws = profiled.flatMap((task) => {
     const sampled = found.get(task.task_id) ?? [];
     const count = drawsOf(sampled, parameters, round);

@@ -14,6 +14,7 @@ import {
   type PassRate,
   profileMetrics,
   readByTask,
+  rolloutOf,
 } from './measure-pass-rates.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { withPulse } from './pulse.ts';
@@ -45,7 +46,7 @@ export const createPublishProfileActivities = ({
       const capabilities = new Map<string, string>();
       for await (const task of readTasks(store, await plans.input(ref, 'tasks')))
         capabilities.set(task.task_id, task.capability);
-      const measured = measurePassRates(await readByTask(store, shards, moved), capabilities, parameters);
+      const measured = measurePassRates(await readByTask(store, shards, rolloutOf, moved), capabilities, parameters);
       const { rates } = measured;
       const body = bodyOf(measured, parameters);
       const said = `${body.never} never, ${body.sometimes} sometimes, ${body.always} always; ${body.kept} kept`;

@@ -1,3 +1,4 @@
+import { readFile } from 'node:fs/promises';
 import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { readParquet } from './adapters/parquet.ts';
@@ -11,7 +12,6 @@ export type GradedTrajectory = Pick<
   | 'task_id'
   | 'group_id'
   | 'sample'
-  | 'branch'
   | 'checkpoint'
   | 'reward'
   | 'score'
@@ -28,7 +28,6 @@ const COLUMNS = [
   'task_id',
   'group_id',
   'sample',
-  'branch',
   'checkpoint',
   'reward',
   'score',
@@ -39,12 +38,26 @@ const COLUMNS = [
   'answer',
 ] as const;
 
+/** One shard that lists many. */
+export async function listShards(store: ArtifactStore, shards: readonly RolloutShard[]): Promise<RolloutShard> {
+  const sumOf = (field: 'trajectories' | 'failed') => shards.reduce((sum, shard) => sum + shard[field], 0);
+  const blob = await store.putBlob(Buffer.from(JSON.stringify(shards)));
+  return { blob, trajectories: sumOf('trajectories'), failed: sumOf('failed'), isList: true };
+}
+
+/** Shards of trajectories alone: lists among them are read. */
+export async function unlisted(store: ArtifactStore, shards: readonly RolloutShard[]): Promise<RolloutShard[]> {
+  const read = async (shard: RolloutShard): Promise<RolloutShard[]> =>
+    shard.isList ? (JSON.parse(await readFile(await store.openBlob(shard.blob), 'utf8')) as RolloutShard[]) : [shard];
+  return (await Promise.all(shards.map(read))).flat();
+}
+
 /** Trajectories of sealed shards without their tokens, one at a time. */
 export async function* readGraded(
   store: ArtifactStore,
   shards: readonly RolloutShard[],
 ): AsyncGenerator<GradedTrajectory> {
-  for (const { blob } of shards)
+  for (const { blob } of await unlisted(store, shards))
     yield* wholeTrajectories(readParquet<GradedTrajectory>(await store.openBlob(blob), COLUMNS));
 }
 
@@ -88,7 +101,7 @@ export async function readMessages(
   ids: ReadonlySet<string>,
 ): Promise<DisplayedTrajectory[]> {
   const found: DisplayedTrajectory[] = [];
-  for (const { blob } of shards) {
+  for (const { blob } of await unlisted(store, shards)) {
     if (found.length === ids.size) break;
     const rows = readParquet<DisplayedTrajectory>(await store.openBlob(blob), [
       'trajectory_id',

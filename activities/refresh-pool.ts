@@ -1,5 +1,5 @@
 import type { StageActivities } from './index.ts';
-import { bodyOf, linesOf, measurePassRates, profileMetrics, readByTask } from './measure-pass-rates.ts';
+import { bodyOf, linesOf, measurePassRates, profileMetrics, readByTask, rolloutOf } from './measure-pass-rates.ts';
 import type { NodeProgress } from './node-progress.ts';
 import { profileOf } from './prepare-rollouts.ts';
 import { withPulse } from './pulse.ts';
@@ -17,7 +17,7 @@ export const createRefreshPoolActivities = (
       const capabilities = new Map<string, string>();
       for await (const task of readTasks(store, await plans.input(ref, 'tasks')))
         capabilities.set(task.task_id, task.capability);
-      const measured = measurePassRates(await readByTask(store, shards, moved), capabilities, parameters);
+      const measured = measurePassRates(await readByTask(store, shards, rolloutOf, moved), capabilities, parameters);
       const body = bodyOf(measured, parameters);
       const blob = await store.putBlob(Buffer.from(linesOf(measured.rates)));
       await pools.choose(ref.key, { step, tasks: body.kept, blob });

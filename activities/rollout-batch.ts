@@ -27,7 +27,7 @@ import { mostOf } from './budget.ts';
 import { charged, type Taken } from './charged.ts';
 import type { NodeRef, RolloutActivities, RolloutShard } from './index.ts';
 import type { Judges } from './judges.ts';
-import type { RolloutSpec } from './prepare-rollouts.ts';
+import type { RequestHeader, RolloutSpec } from './prepare-rollouts.ts';
 
 export interface RolloutDeps {
   pool: Pool;
@@ -103,24 +103,28 @@ const addTurn = (taken: Taken, { token_ids, observation }: TurnRecord): void => 
   if (observation?.tool) taken.tool_calls += 1;
 };
 
-/** The lines of one batch, and how many trajectories the whole request has. */
-async function readRequest(path: string, batch: number): Promise<{ specs: RolloutSpec[]; total: number }> {
+/** The lines of one batch, and how many trajectories there are: in the whole request, and before and after its part. */
+async function readRequest(path: string, batch: number) {
   const specs: RolloutSpec[] = [];
-  let size = 0;
-  let row = -1;
+  let header: RequestHeader | null = null;
+  let row = 0;
   for await (const line of createInterface({ input: createReadStream(path) })) {
     if (line === '') continue;
-    if (row === -1) size = (JSON.parse(line) as { batch_size: number }).batch_size;
-    else if (row >= batch * size && row < (batch + 1) * size) specs.push(JSON.parse(line) as RolloutSpec);
+    if (header === null) {
+      header = JSON.parse(line) as RequestHeader;
+      continue;
+    }
+    const { batch_size: size } = header;
+    if (row >= batch * size && row < (batch + 1) * size) specs.push(JSON.parse(line) as RolloutSpec);
     row += 1;
   }
-  return { specs, total: row };
+  return { specs, before: header?.before ?? 0, total: header?.total ?? row };
 }
 
 async function sampleBatch(
   deps: RolloutDeps,
   batch: Batch,
-  { specs, total }: Awaited<ReturnType<typeof readRequest>>,
+  { specs, ...of }: Awaited<ReturnType<typeof readRequest>>,
   moved: () => void,
   taken: Taken,
 ): Promise<Branches[]> {
@@ -130,7 +134,7 @@ async function sampleBatch(
   const ending = new AbortController();
   const signal = AbortSignal.any([cancellationSignal, ending.signal]);
   setMaxListeners(0, signal); // one for each trajectory
-  const meter = new Meter(deps, batch, total);
+  const meter = new Meter(deps, batch, of);
   const call = {
     signal,
     onTokens: (count: number) => {
@@ -331,24 +335,25 @@ class Meter {
   readonly #started = Date.now();
   readonly #deps: RolloutDeps;
   readonly #batch: Batch;
-  readonly #total: number;
+  readonly #of: { before: number; total: number };
 
-  constructor(deps: RolloutDeps, batch: Batch, total: number) {
+  constructor(deps: RolloutDeps, batch: Batch, of: { before: number; total: number }) {
     this.#deps = deps;
     this.#batch = batch;
-    this.#total = total;
+    this.#of = of;
     Meter.#running.add(this);
   }
 
   async report(): Promise<void> {
     const { node, step, request } = this.#batch;
+    const { before, total } = this.#of;
     const sealed = await sealedTrajectories(this.#deps, this.#batch);
     const together = [...Meter.#running].filter((meter) => meter.#batch.request === request);
-    const sum = (count: (meter: Meter) => number): number => together.reduce((total, meter) => total + count(meter), 0);
+    const sum = (count: (meter: Meter) => number): number => together.reduce((all, meter) => all + count(meter), 0);
     const perSecond = sum((meter) => meter.tokens / Math.max(1, (Date.now() - meter.#started) / 1000));
     const of = node.kind === 'rl' ? `step ${step}: ` : '';
     const detail = `${of}${sum(({ turns }) => turns)} turns, ${Math.round(perSecond)} tokens/s`;
-    await this.#deps.progress(node.key, sealed + sum(({ done }) => done), this.#total, detail);
+    await this.#deps.progress(node.key, before + sealed + sum(({ done }) => done), total, detail);
   }
 
   /** Before the batch is sealed, so that nothing is counted twice. */

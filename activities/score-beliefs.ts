@@ -11,6 +11,7 @@ import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { beliefColumns, readParquet, writeParquet } from './adapters/parquet.ts';
 import type { NodeRef, RolloutShard } from './index.ts';
+import { unlisted } from './read-shards.ts';
 import type { PlanReader } from './plan-reader.ts';
 import { readTasks } from './task-files.ts';
 
@@ -38,7 +39,7 @@ export async function scoreBeliefs(
 ): Promise<string> {
   const { algorithm, rollout, policy } = nodeOf('rl', await plans.node(ref)).parameters;
   if (algorithm.igpo === null) throw new ExpError('PLAN', ref.id, `${algorithm.name} has no beliefs`);
-  const paths = await Promise.all(shards.map(({ blob }) => store.openBlob(blob)));
+  const paths = await Promise.all((await unlisted(store, shards)).map(({ blob }) => store.openBlob(blob)));
   const boundaries = await boundariesOf(paths, algorithm.igpo);
   const answers = new Map<string, string>();
   for await (const { task_id, answer } of readTasks(store, await plans.input(ref, 'tasks')))

@@ -118,6 +118,24 @@ test('a profile samples decided tasks no further, says what that saved, and the 
   for (const { tasks } of asked('1')) for (const task of tasks) expect(['t0', 't1', 't2']).toContain(task);
 });
 
+test('what is too large for one history is sampled in parts, each trajectory once, and the outcome is the same', async () => {
+  const tasks = Array.from({ length: 60 }, (_, index) => `t${index}`);
+  const { plan, status } = await ended(
+    await start('parts', { tasks, stage: { until: { steps: 1, epochs: null, plateau: null } } }),
+  );
+  expect(status).toBe('done');
+  // Two rounds of more than 64 trajectories; t0 to t2 pass as they did among nine tasks.
+  const body = await bodyOf<ProfileBody>(plan, 'stage.profile');
+  expect(body).toMatchObject({ tasks: 60, kept: 3, never: 57 });
+  const sampled = asked('0').reduce((sum, { trajectories }) => sum + trajectories, 0);
+  expect(body.saved).toBe(60 * 4 - sampled);
+  expect(sampled).toBeGreaterThan(2 * 64);
+  const { workflowExecutionInfo } = (
+    await (await stack.temporal()).workflow.getHandle(`rollouts/${keyOf(plan, 'stage.profile')}/0`).describe()
+  ).raw;
+  expect(workflowExecutionInfo?.firstRunId).not.toBe(workflowExecutionInfo?.execution?.runId);
+});
+
 test('a step asks for as many other prompts as were dropped, and goes on with what there is', async () => {
   // All of t0 and t1 are solved by the weights that sample step 2: only t2 teaches.
   ability = (step) => (step >= 1 ? 2 : 0);

@@ -236,6 +236,7 @@ export async function startStageWorker(stack: Stack, toy: ToyStage): Promise<Sta
     tokenizers: {} as never,
     verifyLive: async () => true,
     taskQueue: 'exp-gpu@toy',
+    partSize: 64,
   };
   const reporting = { ...deps, progress: deps.progress.report };
   const requests: ToyRequest[] = [];
