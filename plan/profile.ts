@@ -4,10 +4,11 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { ExpError } from '../schemas/errors.ts';
 import { UNKNOWN_DIGEST } from '../schemas/node-parameters.ts';
 import type { Profile } from '../schemas/profile.ts';
-import { compiledSchemas, schemaErrors } from './compiled-schemas.ts';
+import { compiledSchemas } from './compiled-schemas.ts';
 import { readSpecFile } from './load-spec.ts';
 import { placeAt, toPlain } from './located.ts';
 import { didYouMean, type Problem, problem, problemLine } from './problem.ts';
+import { schemaErrors } from './schema-errors.ts';
 
 /** A profile by name (`profiles/NAME.yaml`) or by path (anything with a slash or `.yaml`). Throws PROFILE with every problem. */
 export function loadProfile(nameOrPath: string, profilesDir: string): Profile {

@@ -14,6 +14,7 @@ import {
   type LocatedMap,
   mapValues,
   merge,
+  remembered,
   toPlain,
   withValue,
 } from './located.ts';
@@ -155,8 +156,9 @@ function inheritBenchmarkDefaults(root: LocatedMap): LocatedMap {
   const defaults = child(root, 'benchmark_defaults');
   const benchmarks = child(root, 'benchmarks');
   if (defaults?.kind !== 'map' || benchmarks?.kind !== 'map') return root;
-  const entries = [...benchmarks.entries].map(
-    ([name, { key, value }]) => [name, { key, value: value.kind === 'map' ? merge(defaults, value) : value }] as const,
-  );
-  return withValue(root, ['benchmarks'], { ...benchmarks, entries: new Map(entries) }) as LocatedMap;
+  const layUnder = layersUnder.get(defaults) ?? remembered((named) => mapValues(named, (one) => merge(defaults, one)));
+  layersUnder.set(defaults, layUnder);
+  return withValue(root, ['benchmarks'], layUnder(benchmarks)) as LocatedMap;
 }
+
+const layersUnder = new WeakMap<LocatedMap, ReturnType<typeof remembered<Located>>>();

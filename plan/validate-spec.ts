@@ -1,8 +1,9 @@
 /** Ajv's complaints about a resolved spec, in the words of a person and at their place. */
 import type { ErrorObject } from 'ajv';
-import { compiledSchemas, schemaErrors } from './compiled-schemas.ts';
+import { compiledSchemas } from './compiled-schemas.ts';
 import { keyPlaceAt, type Located, nodeAt, type Path, placeAt } from './located.ts';
 import { didYouMean, type Problem, problem, quoted } from './problem.ts';
+import { schemaErrors } from './schema-errors.ts';
 import { chooseShape, kindsOf, partOf, type SchemaView } from './schema-walk.ts';
 
 const SECRET_NAME = /^(api_?key|token|secret|password|passwd|credential)s?$/i;
