@@ -18,7 +18,7 @@ const nodeOf = (plan: Plan, id: string, arm = 0): PlanNode =>
 const parametersOf = <K extends keyof NodeParameters>(plan: Plan, id: string, _kind: K, arm = 0): NodeParameters[K] =>
   nodeOf(plan, id, arm).parameters as unknown as NodeParameters[K];
 
-test.each(['quickstart', 'quickstart-ablations', 'multihop', 'literesearcher', 'stage2', 'dr-venus'])(
+test.each(['quickstart', 'quickstart-ablations', 'multihop', 'rl-proof', 'literesearcher', 'stage2', 'dr-venus'])(
   '%s is valid and can be planned',
   async (name) => {
     expect((await planOf(name)).arms.length).toBeGreaterThan(0);
@@ -140,6 +140,20 @@ describe('stage2.yaml', () => {
       ].map((name) => `${name}.stage2`),
       'report',
     ]);
+  });
+});
+
+describe('rl-proof.yaml', () => {
+  test('a seed changes the learning and not the questions, and its arms start from the same weights', async () => {
+    const { arms } = await planOf('rl-proof');
+    const keysOf = (id: string, pick: string) =>
+      new Set(arms.filter(({ name }) => name.includes(pick)).map(({ nodes }) => nodes.find((node) => node.id === id)?.key));
+    expect(arms).toHaveLength(9);
+    expect(keysOf('tasks', '').size).toBe(1);
+    for (const seed of ['seed=17', 'seed=18', 'seed=19']) expect(keysOf('cold_start', seed).size).toBe(1);
+    expect(keysOf('cold_start', '').size).toBe(3);
+    expect(keysOf('stage1', 'grpo').size).toBe(3);
+    expect(keysOf('stage1', 'sft')).toEqual(new Set([undefined]));
   });
 });
 
