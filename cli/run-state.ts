@@ -262,13 +262,22 @@ export class RunReader {
     }
   }
 
-  /** The run says which arms have begun: a resumed run's old arms still answer, and are not meant. */
+  /**
+   * The run says which arms have begun: a resumed run's old arms still answer, and are not meant. An arm that has ended
+   * says the same for ever, and each time a worker would replay all of it: its last words are kept.
+   */
   async #collect(client: Client, run: string): Promise<void> {
     const overview = await ask<RunAnswer>(client, `run/${run}`);
     this.#overview = new Map(overview?.arms.map(({ arm, status }) => [arm, status]));
     this.#paused = overview?.paused ?? null;
-    const begun = [...this.#overview].filter(([, status]) => status !== 'waiting').map(([arm]) => arm);
-    const answers = await Promise.all(begun.map((arm) => ask<ArmAnswer>(client, `arm/${run}/${arm}`)));
+    const begun = [...this.#overview].filter(([, status]) => status !== 'waiting');
+    const answers = await Promise.all(
+      begun.map(([arm, status]) => {
+        const known = this.#answers.get(arm);
+        const isLast = known !== undefined && status !== 'running' && known.status === status;
+        return isLast ? known : ask<ArmAnswer>(client, `arm/${run}/${arm}`);
+      }),
+    );
     this.#answers = new Map(answers.flatMap((answer) => (answer ? [[answer.arm, answer]] : [])));
   }
 

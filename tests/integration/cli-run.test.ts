@@ -219,6 +219,34 @@ test('resume of a run in which one arm failed leaves the arm that is done untouc
   expect(lines.join('\n')).toMatch(/arm bad failed/);
 });
 
+test('an arm that has ended is asked once for its last words: each answer would replay all of it', async () => {
+  worker = await startToyWorker(stack);
+  const plan = toyPlan('short_and_long', { short: chain({}), long: chain({ ms: 8_000, steps: 8 }) });
+  const { run } = await startRun(stack, plan);
+  const asked: string[] = [];
+  const { workflow } = await stack.temporal();
+  const getHandle = workflow.getHandle.bind(workflow);
+  const spy = vi.spyOn(workflow, 'getHandle').mockImplementation((id, ...more) => {
+    asked.push(id);
+    return getHandle(id, ...more);
+  });
+  try {
+    const reader = new RunReader(stack, run);
+    const shortOf = async () => (await reader.read()).arms[0];
+    await vi.waitFor(async () => expect((await shortOf())?.nodes[0]?.status).toBe('done'), { timeout: 30_000 });
+    asked.length = 0;
+    for (let looks = 0; looks < 5; looks++) {
+      await sleep(1_100); // answers are asked for once a second at most
+      expect((await shortOf())?.status).toBe('done');
+    }
+    expect(asked.filter((id) => id === `arm/${run}/long`).length).toBeGreaterThan(2);
+    expect(asked.filter((id) => id === `arm/${run}/short`).length).toBeLessThan(2);
+  } finally {
+    spy.mockRestore();
+  }
+  expect((await follow(run)).exitCode).toBe(0);
+});
+
 test('a missed gate is exit 3', async () => {
   worker = await startToyWorker(stack);
   const { run } = await startRun(stack, toyPlan('gate', { control: chain({ ends: 'gate' }) }));
