@@ -87,11 +87,12 @@ export async function loadPlan(specPath: string, options: LoadPlanOptions): Prom
   };
   // Too many arms are not looked at one by one, nor are their values.
   const isTooWide = unarmed.some(({ code }) => code === 'SWEEP_SIZE');
-  const base = await compileSpec(isTooWide ? withoutArms(composed.root) : composed.root, specPath, shared, options);
+  const unarmedRoot = withoutArms(composed.root);
+  const base = await compileSpec(isTooWide ? unarmedRoot : composed.root, specPath, shared, options);
   let found = [problems, composed.problems, base.problems, unarmed].reduce(withoutEchoes);
   const compiled: NamedArm[] = [];
   for (const { name, assignments } of drafts) {
-    const changed = applyAssignments(withoutArms(composed.root), assignments);
+    const changed = applyAssignments(unarmedRoot, assignments);
     const arm = await compileSpec(changed.root, specPath, shared, options);
     found = [found, changed.problems, arm.problems].reduce(withoutEchoes);
     compiled.push({ name, changes: changesOf(assignments), arm });
