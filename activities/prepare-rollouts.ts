@@ -72,7 +72,8 @@ interface Draw {
 export const createPrepareRolloutsActivities = ({
   partSize = PART_SIZE,
   ...deps
-}: PoolSources & { partSize?: number }): Pick<CpuActivities, 'prepareRollouts' | 'listShards'> & Pick<StageActivities, 'stagePlan'> => ({
+}: PoolSources & { partSize?: number }): Pick<CpuActivities, 'prepareRollouts' | 'listShards'> &
+  Pick<StageActivities, 'stagePlan'> => ({
   /** How many optimizer steps an rl stage has, and whether more than their number decides its course. */
   stagePlan: (ref) =>
     withPulse(async (moved) => {

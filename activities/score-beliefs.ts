@@ -11,8 +11,8 @@ import type { Trajectory } from '../schemas/trajectory.ts';
 import type { ArtifactStore } from './adapters/artifact-store.ts';
 import { beliefColumns, readParquet, writeParquet } from './adapters/parquet.ts';
 import type { NodeRef, RolloutShard } from './index.ts';
-import { unlisted } from './read-shards.ts';
 import type { PlanReader } from './plan-reader.ts';
+import { unlisted } from './read-shards.ts';
 import { readTasks } from './task-files.ts';
 
 export interface ScoreBeliefsDeps {

@@ -147,7 +147,9 @@ describe('rl-proof.yaml', () => {
   test('a seed changes the learning and not the questions, and its arms start from the same weights', async () => {
     const { arms } = await planOf('rl-proof');
     const keysOf = (id: string, pick: string) =>
-      new Set(arms.filter(({ name }) => name.includes(pick)).map(({ nodes }) => nodes.find((node) => node.id === id)?.key));
+      new Set(
+        arms.filter(({ name }) => name.includes(pick)).map(({ nodes }) => nodes.find((node) => node.id === id)?.key),
+      );
     expect(arms).toHaveLength(9);
     expect(keysOf('tasks', '').size).toBe(1);
     for (const seed of ['seed=17', 'seed=18', 'seed=19']) expect(keysOf('cold_start', seed).size).toBe(1);
