@@ -8,10 +8,8 @@ export interface CompiledSchema {
   schema: object;
   /** Of the document with anything in its sections. */
   outline: ValidateFunction;
-  /** Of what stands below each key of the document; where that is a map by names, with anything in its entries. */
+  /** Of what stands below each key of the document. */
   sections: Record<string, ValidateFunction>;
-  /** Of each entry of the sections that are maps by names. */
-  entries: Record<string, ValidateFunction>;
 }
 
 export interface CompiledSchemas {

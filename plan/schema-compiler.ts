@@ -4,7 +4,7 @@
  */
 import { Ajv, type Options } from 'ajv';
 import standalone from 'ajv/dist/standalone/index.js';
-import type { TObject, TSchema } from 'typebox';
+import type { TObject } from 'typebox';
 import { Experiment } from '../schemas/experiment.ts';
 import { Profile } from '../schemas/profile.ts';
 import type { CompiledSchema, CompiledSchemas } from './compiled-schemas.ts';
@@ -26,22 +26,19 @@ export function compileSchemas(): CompiledSchemas {
 function compileLate(name: keyof CompiledSchemas): CompiledSchema {
   const { schema, options } = SOURCES[name];
   const ajv = ajvWith(options);
-  const compiled: Partial<CompiledSchema> = {};
-  const compileAll = (schemas: Record<string, object>) =>
-    Object.fromEntries(Object.entries(schemas).map(([name, part]) => [name, ajv.compile(part)]));
+  let outline: CompiledSchema['outline'] | undefined;
+  let sections: CompiledSchema['sections'] | undefined;
   return {
     schema,
     get outline() {
-      compiled.outline ??= ajv.compile(outlineOf(schema));
-      return compiled.outline;
+      outline ??= ajv.compile(outlineOf(schema));
+      return outline;
     },
     get sections() {
-      compiled.sections ??= compileAll(sectionsOf(schema));
-      return compiled.sections;
-    },
-    get entries() {
-      compiled.entries ??= compileAll(entriesOf(schema));
-      return compiled.entries;
+      sections ??= Object.fromEntries(
+        Object.entries(schema.properties).map(([section, part]) => [section, ajv.compile(part)]),
+      );
+      return sections;
     },
   };
 }
@@ -50,16 +47,12 @@ function compileLate(name: keyof CompiledSchemas): CompiledSchema {
 export function schemaCode(): string {
   const parts = NAMES.map((name) => {
     const { schema, options } = SOURCES[name];
-    const ajvOf = () => ajvWith({ ...options, code: { source: true } });
-    const codeOf = (schemas: Record<string, object>): string => {
-      const ajv = ajvOf();
-      for (const [part, schemaOfPart] of Object.entries(schemas)) ajv.addSchema(schemaOfPart, part);
-      return scoped(standalone.default(ajv, Object.fromEntries(Object.keys(schemas).map((part) => [part, part]))));
-    };
-    const ajv = ajvOf();
+    const ajv = ajvWith({ ...options, code: { source: true } });
+    for (const [section, part] of Object.entries(schema.properties)) ajv.addSchema(part, section);
+    const names = Object.keys(schema.properties).map((section) => [section, section]);
     const outline = scoped(standalone.default(ajv, ajv.compile(outlineOf(schema))));
-    const [sections, entries] = [codeOf(sectionsOf(schema)), codeOf(entriesOf(schema))];
-    return `exports.${name} = { schema: ${JSON.stringify(schema)}, outline: ${outline}, sections: ${sections}, entries: ${entries} };\n`;
+    const sections = scoped(standalone.default(ajv, Object.fromEntries(names)));
+    return `exports.${name} = { schema: ${JSON.stringify(schema)}, outline: ${outline}, sections: ${sections} };\n`;
   });
   return parts.join('\n');
 }
@@ -70,24 +63,6 @@ const scoped = (code: string): string =>
 function outlineOf(schema: TObject): object {
   return { ...schema, properties: Object.fromEntries(Object.keys(schema.properties).map((section) => [section, {}])) };
 }
-
-const isByNames = (section: TSchema): boolean =>
-  !('properties' in section) && 'additionalProperties' in section && typeof section.additionalProperties === 'object';
-
-const sectionsOf = ({ properties }: TObject): Record<string, object> =>
-  Object.fromEntries(
-    Object.entries(properties).map(([name, section]) => [
-      name,
-      isByNames(section) ? { ...section, additionalProperties: {} } : section,
-    ]),
-  );
-
-const entriesOf = ({ properties }: TObject): Record<string, object> =>
-  Object.fromEntries(
-    Object.entries(properties)
-      .filter(([, section]) => isByNames(section))
-      .map(([name, section]) => [name, (section as { additionalProperties?: object }).additionalProperties as object]),
-  );
 
 function ajvWith(options: Options): Ajv {
   const ajv = new Ajv(options);

@@ -2,33 +2,24 @@ import type { ErrorObject, ValidateFunction } from 'ajv';
 import type { CompiledSchema } from './compiled-schemas.ts';
 import { child, type Located, remembered, toPlain } from './located.ts';
 
-/** What Ajv says of a document. A section, or a named entry of one, that documents have in common is validated once. */
-export function schemaErrors({ outline, sections, entries }: CompiledSchema, root: Located): ErrorObject[] {
-  const errors = errorsOf(outline, root, '');
-  for (const [name, validate] of Object.entries(sections)) {
-    const section = child(root, name);
-    if (section === undefined) continue;
-    errors.push(...partErrors(validate, section, `/${name}`));
-    const ofEntry = entries[name];
-    if (ofEntry === undefined || section.kind !== 'map') continue;
-    for (const [entry, { value }] of section.entries)
-      errors.push(...partErrors(ofEntry, value, `/${name}/${entry.replaceAll('~', '~0').replaceAll('/', '~1')}`));
-  }
-  return errors;
+/** What Ajv says of a document. A section that documents have in common is validated once. */
+export function schemaErrors({ outline, sections }: CompiledSchema, root: Located): ErrorObject[] {
+  return [
+    ...errorsOf(outline, root, ''),
+    ...Object.entries(sections).flatMap(([name, validate]) => {
+      const section = child(root, name);
+      return section === undefined ? [] : sectionErrors(validate, section, `/${name}`);
+    }),
+  ];
 }
 
-type ErrorsOfPart = ReturnType<typeof remembered<ErrorObject[]>>;
+const known = new WeakMap<ValidateFunction, ReturnType<typeof remembered<ErrorObject[]>>>();
 
-/** By validator and path: the same part may stand under two names. */
-const known = new Map<ValidateFunction, Map<string, ErrorsOfPart>>();
-
-function partErrors(validate: ValidateFunction, part: Located, instancePath: string): ErrorObject[] {
-  if (part.kind !== 'map' && part.kind !== 'list') return errorsOf(validate, part, instancePath);
-  const byPath = known.get(validate) ?? new Map<string, ErrorsOfPart>();
-  known.set(validate, byPath);
-  const errors = byPath.get(instancePath) ?? remembered((node) => errorsOf(validate, node, instancePath));
-  byPath.set(instancePath, errors);
-  return errors(part);
+function sectionErrors(validate: ValidateFunction, section: Located, instancePath: string): ErrorObject[] {
+  if (section.kind !== 'map' && section.kind !== 'list') return errorsOf(validate, section, instancePath);
+  const errors = known.get(validate) ?? remembered((part) => errorsOf(validate, part, instancePath));
+  known.set(validate, errors);
+  return errors(section);
 }
 
 function errorsOf(validate: ValidateFunction, part: Located, instancePath: string): ErrorObject[] {
