@@ -77,7 +77,7 @@ export interface RolloutShard {
   blob: string;
   trajectories: number;
   failed: number;
-  /** The blob is a list of shards, one a line: workflows do not carry thousands. */
+  /** The blob is a JSON list of shards: workflows do not carry thousands. */
   isList?: true;
 }
 

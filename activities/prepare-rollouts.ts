@@ -94,9 +94,9 @@ export const createPrepareRolloutsActivities = ({
     withPulse(async (moved) => {
       const node = await deps.plans.node(request.node);
       const draw = await drawOf(deps, request, node, moved);
-      const all = rolloutSpecs(node, draw);
+      const all = attemptsOf(draw);
       const before = (request.part?.number ?? 0) * partSize;
-      const specs = all.slice(before, before + partSize);
+      const specs = all.slice(before, before + partSize).map((attempt) => rolloutSpec(node, draw, attempt));
       const isPart = specs.length < all.length;
       const header: RequestHeader = { batch_size: BATCH_SIZE, ...(isPart && { before, total: all.length }) };
       const lines = [header, ...specs].map((line) => JSON.stringify(line));
@@ -113,18 +113,26 @@ export const createPrepareRolloutsActivities = ({
   listShards: ({ shards }) => listShards(deps.store, shards),
 });
 
-function rolloutSpecs(node: PlanNode, { draws, manner, prefix, closedBook }: Draw): RolloutSpec[] {
-  const spec = (task: Task, sample: number, group: string, agent: AgentParameters): RolloutSpec => {
-    const trajectory_id = `${prefix}/${group}${task.task_id}/${sample}`;
-    const seed = seedOf(node.seed, trajectory_id);
-    return { trajectory_id, task, group_id: `${group}${task.task_id}`, sample, seed, ...manner, agent };
-  };
-  const specs = draws.flatMap(({ task, first, count }) =>
-    Array.from({ length: count }, (_, index) => spec(task, first + index, '', manner.agent)),
+interface Attempt {
+  task: Task;
+  sample: number;
+  closedBook: boolean;
+}
+
+/** All that is sampled, in order; small, since a request may have hundreds of thousands. */
+function attemptsOf({ draws, closedBook }: Draw): Attempt[] {
+  const attempts = draws.flatMap(({ task, first, count }) =>
+    Array.from({ length: count }, (_, index) => ({ task, sample: first + index, closedBook: false })),
   );
-  if (!closedBook) return specs;
-  const closed = { ...manner.agent, tools: [], max_turns: 1 };
-  return [...specs, ...draws.map(({ task }) => spec(task, 0, 'closed_book/', closed))];
+  return closedBook ? [...attempts, ...draws.map(({ task }) => ({ task, sample: 0, closedBook: true }))] : attempts;
+}
+
+function rolloutSpec(node: PlanNode, { manner, prefix }: Draw, { task, sample, closedBook }: Attempt): RolloutSpec {
+  const group_id = `${closedBook ? 'closed_book/' : ''}${task.task_id}`;
+  const trajectory_id = `${prefix}/${group_id}/${sample}`;
+  const seed = seedOf(node.seed, trajectory_id);
+  const agent = closedBook ? { ...manner.agent, tools: [], max_turns: 1 } : manner.agent;
+  return { trajectory_id, task, group_id, sample, seed, ...manner, agent };
 }
 
 function engineBeliefs({ parameters, unkeyed }: NodeOf<'rl'>): BeliefScope | null {

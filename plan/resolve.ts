@@ -14,7 +14,6 @@ import {
   type LocatedMap,
   mapValues,
   merge,
-  remembered,
   toPlain,
   withValue,
 } from './located.ts';
@@ -156,9 +155,6 @@ function inheritBenchmarkDefaults(root: LocatedMap): LocatedMap {
   const defaults = child(root, 'benchmark_defaults');
   const benchmarks = child(root, 'benchmarks');
   if (defaults?.kind !== 'map' || benchmarks?.kind !== 'map') return root;
-  const layUnder = layersUnder.get(defaults) ?? remembered((named) => mapValues(named, (one) => merge(defaults, one)));
-  layersUnder.set(defaults, layUnder);
-  return withValue(root, ['benchmarks'], layUnder(benchmarks)) as LocatedMap;
+  const laid = mapValues(benchmarks, (one) => merge(defaults, one));
+  return withValue(root, ['benchmarks'], laid) as LocatedMap;
 }
-
-const layersUnder = new WeakMap<LocatedMap, ReturnType<typeof remembered<Located>>>();

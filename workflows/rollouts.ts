@@ -34,7 +34,7 @@ async function sampleRounds(
   await rollout().acquireEngine({ checkpoint, holder });
   try {
     for (;;) {
-      const sampled = await sampleBatches({ ...asked, ...at }, request, hold);
+      const sampled = await sampleBatches(asked, request, hold);
       const { number, shards: parts } = at.part ?? { number: 0, shards: [] };
       if (request.followed) {
         const listed = await cpu.listShards({ shards: sampled });
@@ -52,7 +52,7 @@ async function sampleRounds(
 
 /** The batches of one request, in a sliding window. */
 async function sampleBatches(
-  { node, step, checkpoint }: SamplingRequest,
+  { node, step, checkpoint }: Pick<SamplingRequest, 'node' | 'step' | 'checkpoint'>,
   { request, batches }: RolloutRequest,
   hold: Hold,
 ): Promise<RolloutShard[]> {

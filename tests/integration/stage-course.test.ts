@@ -129,7 +129,9 @@ test('what is too large for one history is sampled in parts, each trajectory onc
   expect(body).toMatchObject({ tasks: 60, kept: 3, never: 57 });
   const sampled = asked('0').reduce((sum, { trajectories }) => sum + trajectories, 0);
   expect(body.saved).toBe(60 * 4 - sampled);
-  expect(sampled).toBeGreaterThan(2 * 64);
+  // A task that never passes is decided by its fourth sample, any other by its second at the soonest.
+  expect(sampled).toBeGreaterThanOrEqual(57 * 4 + 3 * 2);
+  expect(sampled).toBeLessThanOrEqual(60 * 4);
   const { workflowExecutionInfo } = (
     await (await stack.temporal()).workflow.getHandle(`rollouts/${keyOf(plan, 'stage.profile')}/0`).describe()
   ).raw;
